@@ -1,0 +1,17 @@
+# Two commands on a fresh machine: `make recall` and `make test`. Both make the environment first, once.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: recall test
+recall: $(READY)
+	$(VENV)/bin/subquad recall
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -n 2
+
+# The stamp is written last, so an interrupted installation is taken up again by the next run.
+$(READY): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,dev]'
+	touch $(READY)

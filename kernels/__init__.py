@@ -1,0 +1,7 @@
+"""The ops. Each is a folder with one public function and three implementations."""
+
+from ._dispatch import BackendError, explain
+
+OPS = ("causal_attention", "linear_attention", "polynomial_attention", "short_conv", "long_conv")
+
+__all__ = ["OPS", "BackendError", "explain"]

@@ -1,0 +1,1 @@
+"""Efficient sequence mixers: ops, modules and the benchmarks that judge them."""
