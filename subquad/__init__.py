@@ -1,1 +1,25 @@
 """Efficient sequence mixers: ops, modules and the benchmarks that judge them."""
+
+from subquad.kernels import OPS, BackendError, explain
+from subquad.kernels.causal_attention import causal_attention
+from subquad.kernels.levers import cpu_levers
+from subquad.kernels.linear_attention import linear_attention
+from subquad.kernels.long_conv import long_conv
+from subquad.kernels.polynomial_attention import polynomial_attention
+from subquad.kernels.short_conv import short_conv
+from subquad.mixers import MIXERS, build_layers, create
+
+__all__ = [
+    "MIXERS",
+    "OPS",
+    "BackendError",
+    "build_layers",
+    "causal_attention",
+    "cpu_levers",
+    "create",
+    "explain",
+    "linear_attention",
+    "long_conv",
+    "polynomial_attention",
+    "short_conv",
+]

@@ -1,2 +1,191 @@
-def main() -> int:
+"""The command line: `subquad recall`, `throughput`, `report`, `check` and `list`.
+
+What a subcommand needs is imported when it runs: --help waits for no plotting library.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Literal
+
+EXTRAS = ("tyro", "rich", "matplotlib", "plotly")  # what the extra [bench] installs
+MISUSE, INTERRUPTED = 2, 130  # exit codes, as shells know them
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; the message is all that the user needs."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand and return the exit code."""
+    try:
+        _need_extras()
+        import tyro
+
+        commands = {"recall": recall, "throughput": throughput, "report": report, "check": check, "list": list_names}
+        code = tyro.extras.subcommand_cli_from_dict(
+            commands, prog="subquad", description="Sequence mixers measured beside attention.", args=arguments
+        )
+        return code or 0
+    except UsageError as error:
+        print(f"subquad: {error}", file=sys.stderr)
+        return MISUSE
+
+
+def recall(
+    mixers: str = "",
+    recipe: str = "quick",
+    seq_lens: str = "",
+    pairs: str = "",
+    d_model: str = "",
+    steps: int | None = None,
+    seeds: str = "",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    out: Path | None = None,
+    resume: bool = False,
+) -> int:
+    """Train mixers on associative recall beside attention; measure their state and speed; draw the frontier.
+
+    Ends with a table and the paths of records.jsonl, frontier.png and report.html. Lists are separated by commas.
+
+    Args:
+        mixers: which ones, e.g. attention,based; those of the recipe if empty. `subquad list` names them.
+        recipe: the setting; what follows replaces its own. `subquad list` names them.
+        seq_lens: lengths of the sequences, e.g. 64,128.
+        pairs: numbers of key-value pairs, one for each length.
+        d_model: widths of every mixer, e.g. 32,64.
+        steps: updates of each training.
+        seeds: trainings of each model, e.g. 0,1,2.
+        device: auto is CUDA where there is one.
+        dtype: bfloat16 means autocast; parameters stay float32.
+        out: folder to write to; a new one under runs/ if not given.
+        resume: go on with an interrupted run: the one in `out`, or the newest of this recipe under runs/.
+    """
+    from subquad.benchmarks.recall import plan_recall, run_recall
+    from subquad.benchmarks.report import print_table, write_report
+
+    asked = {
+        "mixers": _names(mixers),
+        "seq_lens": _numbers("seq-lens", seq_lens),
+        "pairs": _numbers("pairs", pairs),
+        "d_models": _numbers("d-model", d_model),
+        "seeds": _numbers("seeds", seeds),
+    }
+    try:
+        plan = plan_recall(recipe=recipe, steps=steps, device=device, dtype=dtype, out=out, resume=resume, **asked)
+    except ValueError as error:
+        raise UsageError(error) from None
+    try:
+        run_recall(plan)
+    except KeyboardInterrupt:
+        print(f"subquad: interrupted; go on with the same options and --resume --out {plan.folder}", file=sys.stderr)
+        return INTERRUPTED
+    _finish(plan.folder, write_report(plan.folder), print_table)
     return 0
+
+
+def report(folder: Path, /) -> int:
+    """Make the table, frontier.png and report.html again from a folder's records alone.
+
+    Args:
+        folder: what `subquad recall` wrote to.
+    """
+    from subquad.benchmarks.report import print_table, write_report
+
+    try:
+        written = write_report(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(error) from None
+    _finish(folder, written, print_table)
+    return 0
+
+
+def throughput(
+    ops: bool = False,
+    mixers: str = "",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    out: Path | None = None,
+    only: str = "",
+    d_model: int = 128,
+    num_layers: int = 2,
+    seq_len: int = 1024,
+    batch: int = 4,
+    contexts: str = "512,4096,16384",
+) -> int:
+    """Measure how fast mixers train, read a prompt and decode; or, with --ops, every op beside what it replaces.
+
+    Args:
+        ops: measure ops; of the options below, --only, --device and --out apply.
+        mixers: which ones, e.g. attention,based; all if empty.
+        device: auto is CUDA where there is one.
+        out: file of JSON lines to add to; one in benchmarks/results/ if not given.
+        only: with --ops, the measures (speed, length, memory) and ops to keep to.
+        d_model: width of the model.
+        num_layers: layers of the model.
+        seq_len: tokens of a row in training and prefill.
+        batch: rows in training and prefill.
+        contexts: numbers of tokens after which decoding is timed.
+    """
+    from subquad.benchmarks.throughput import run_throughput
+
+    sizes = {"d_model": d_model, "num_layers": num_layers, "seq_len": seq_len, "batch": batch}
+    try:
+        return run_throughput(
+            ops=ops,
+            mixers=_names(mixers),
+            device=device,
+            out=out,
+            only=_names(only),
+            contexts=_numbers("contexts", contexts),
+            **sizes,
+        )
+    except ValueError as error:
+        raise UsageError(error) from None
+
+
+def check(compile: bool = False) -> int:
+    """Compare every kernel with its reference on this machine's device, forward and backward; show the errors.
+
+    Args:
+        compile: also compile every kernel for GPUs that are not there.
+    """
+    from subquad.benchmarks.check import run_check
+
+    return run_check(compile=compile)
+
+
+def list_names() -> int:
+    """Name the ops, mixers, tasks and recipes."""
+    from subquad.benchmarks.recipes import RECIPES
+    from subquad.benchmarks.tasks import TASKS
+    from subquad.kernels import OPS
+    from subquad.mixers import HYBRIDS, MIXERS
+
+    rooms = {"ops": OPS, "mixers": MIXERS, "hybrids": HYBRIDS, "tasks": TASKS, "recipes": RECIPES}
+    for room, names in rooms.items():
+        print(f"{room:9}{', '.join(names)}")
+    return 0
+
+
+def _need_extras() -> None:
+    missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"the command line needs {', '.join(missing)}; install with: pip install 'subquad[bench]'")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(name) for name in _names(text))
+    except ValueError:
+        raise UsageError(f"--{option}: expected whole numbers separated by commas, got {text!r}") from None
+
+
+def _finish(folder: Path, written: list[Path], print_table) -> None:
+    print_table(folder)
+    for path in (folder / "records.jsonl", *written):
+        print(f"wrote {path}")

@@ -1,0 +1,43 @@
+"""The mixers that the contract is tested on: every name, and the options that change what is carried."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from subquad.mixers import Mixer, create
+
+D_MODEL = 16
+RETENTION = dict(feature_map="identity", decay="retention", normalize="head", rotary_base=10_000.0)
+
+VARIANTS = {
+    "attention": ("attention", dict()),
+    "attention-grouped-conv": ("attention", dict(num_kv_heads=2, head_dim=6, conv_width=4)),
+    "attention-nowhere": ("attention", dict(num_heads=1, rotary_base=None)),
+    "sliding_window": ("sliding_window", dict(window=5, num_heads=2)),
+    "sliding_window-itself": ("sliding_window", dict(window=1)),
+    "linear_attention": ("linear_attention", dict(num_heads=2)),
+    "linear_attention-retention": ("linear_attention", RETENTION),
+    "linear_attention-hedgehog": ("linear_attention", dict(feature_map="hedgehog", conv_width=3)),
+    "based": ("based", dict(num_heads=2, feature_dim=5)),
+    "based-conv": ("based", dict(num_heads=1, feature_dim=4, conv_width=2)),
+    "rebased": ("rebased", dict(num_heads=2, feature_dim=6)),
+    "base_conv": ("base_conv", dict()),
+    "base_conv-long": ("base_conv", dict(conv_width=None, max_length=48)),
+    "base_conv-implicit": ("base_conv", dict(conv_width=None, max_length=48, implicit=True)),
+    "hyena": ("hyena", dict(max_length=48, hidden_dim=8)),
+    "hyena-no-conv": ("hyena", dict(max_length=48, hidden_dim=8, conv_width=None)),
+}
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def build(variant: str, dtype: torch.dtype = torch.float64, backend: str = "torch") -> Mixer:
+    """The same weights for every backend; in float64 they are drawn as such."""
+    name, options = VARIANTS[variant]
+    torch.manual_seed(0)
+    return create(name, D_MODEL, **options, backend=backend, dtype=dtype)
+
+
+def tokens(b: int = 2, t: int = 13, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(b, t, D_MODEL, generator=generator, dtype=torch.float64).to(dtype)
