@@ -1,0 +1,203 @@
+"""What `subquad throughput --ops` measures: every op beside the published form that it replaces.
+
+All at batch 1, 8 heads of width 64 in float32 unless a row says otherwise, forward and backward.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from subquad.kernels.causal_attention import causal_attention
+from subquad.kernels.linear_attention import linear_attention
+from subquad.kernels.long_conv import long_conv
+from subquad.kernels.polynomial_attention import polynomial_attention
+from subquad.kernels.short_conv import short_conv
+
+from . import peers
+
+Run = Callable[[], object]
+
+NUM_HEADS, HEAD_DIM = 8, 64
+FEATURE_DIM = 16  # Based's width of q and k before the expansion
+WINDOW = 512
+CONV_WIDTH = 4
+LONG_CHANNELS, SHORT_CHANNELS = 256, 64  # of long convolutions over one long and over many short sequences
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Lengths at which the rows are measured; the tests use small ones."""
+
+    t: int = 8192
+    slope: tuple[int, int] = (4096, 32768)
+    memory: tuple[int, ...] = (2048, 8192, 32768)
+    short_t: int = 64  # of recall training
+    short_batch: int = 512
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ops that replace the same published form, timed in one round-robin with it.
+
+    Args:
+        peer: name of the published form.
+        goals: how many times faster than it each op has to be.
+        make: the peer by name, and each op: (sizes, device) -> what to time.
+        few_rows: whether its products have too few rows for the matmul lever.
+    """
+
+    peer: str
+    goals: dict[str, float]
+    make: dict[str, Callable[[Sizes, torch.device], Run]]
+    few_rows: bool = False
+
+
+def forward_backward(function: Callable[..., Tensor | tuple[Tensor, Tensor]], **inputs: Tensor) -> Run:
+    """One forward pass and the gradients of all inputs, for a fixed gradient of the first output."""
+    inputs = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    with torch.no_grad():
+        dy = torch.randn_like(_first(function(**inputs)))
+
+    def run() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(_first(function(**inputs)), list(inputs.values()), dy)
+
+    return run
+
+
+def run_sdpa(t: int, device: torch.device) -> Run:
+    q, k, v = (torch.randn(1, NUM_HEADS, t, HEAD_DIM, device=device) for _ in range(3))
+    return forward_backward(peers.sdpa, q=q, k=k, v=v)
+
+
+def run_attention(t: int, device: torch.device, window: int | None) -> Run:
+    return forward_backward(partial(causal_attention, window=window), **_heads(t, device, HEAD_DIM))
+
+
+def run_linear_attention(t: int, device: torch.device, decay: str) -> Run:
+    """`decay`: "none", "scalar" (one for each head) or "vector" (one for each channel of the key)."""
+    inputs = _heads(t, device, HEAD_DIM)
+    inputs["k"] = inputs["k"] / HEAD_DIM**0.5
+    if decay != "none":
+        shape = (1, t, NUM_HEADS) if decay == "scalar" else (1, t, NUM_HEADS, HEAD_DIM)
+        inputs["log_decay"] = -0.1 * torch.rand(shape, device=device)
+    return forward_backward(linear_attention, **inputs)
+
+
+def run_polynomial_attention(t: int, device: torch.device) -> Run:
+    return forward_backward(polynomial_attention, **_heads(t, device, FEATURE_DIM))
+
+
+def run_short_conv(t: int, device: torch.device) -> Run:
+    d = NUM_HEADS * HEAD_DIM
+    return forward_backward(short_conv, x=torch.randn(1, t, d, device=device), **_short_filter(d, device))
+
+
+def run_long_conv(t: int, device: torch.device, batch: int = 1, d: int = LONG_CHANNELS) -> Run:
+    gates = _gates((batch, t, d), device)
+    return forward_backward(long_conv, x=torch.randn(batch, t, d, device=device), **gates, **_long_filter(d, t, device))
+
+
+def run_fft_conv(t: int, device: torch.device, batch: int = 1, d: int = LONG_CHANNELS) -> Run:
+    x, gates = torch.randn(batch, d, t, device=device), _gates((batch, d, t), device)
+    return forward_backward(peers.fft_conv, x=x, **gates, **_long_filter(d, t, device))
+
+
+def run_conv1d(t: int, device: torch.device) -> Run:
+    d = NUM_HEADS * HEAD_DIM
+    return forward_backward(peers.grouped_conv1d, x=torch.randn(1, d, t, device=device), **_short_filter(d, device))
+
+
+def run_preallocated_decode(t: int, device: torch.device) -> Run:
+    """One token at the end of a context of t, in a cache with room for more, laid out as the mixers lay theirs."""
+    q, k, v = (torch.randn(1, NUM_HEADS, 1, HEAD_DIM, device=device) for _ in range(3))
+    caches = [torch.randn(1, NUM_HEADS, 2 * t, HEAD_DIM, device=device) for _ in range(2)]
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        for cache, new in zip(caches, (k, v), strict=True):
+            cache[:, :, t - 1] = new[:, :, 0]
+        keys, values = (cache[:, :, :t].transpose(1, 2) for cache in caches)
+        return causal_attention(q.transpose(1, 2), keys, values)
+
+    return run
+
+
+def run_concatenated_decode(t: int, device: torch.device) -> Run:
+    q, k, v = (torch.randn(1, NUM_HEADS, 1, HEAD_DIM, device=device) for _ in range(3))
+    past_k, past_v = (torch.randn(1, NUM_HEADS, t - 1, HEAD_DIM, device=device) for _ in range(2))
+    return torch.inference_mode()(partial(peers.decode_by_concatenation, q, k, v, past_k, past_v))
+
+
+def _at_t(make: Callable[[int, torch.device], Run]) -> Callable[[Sizes, torch.device], Run]:
+    return lambda sizes, device: make(sizes.t, device)
+
+
+def _many_short(make: Callable[[int, torch.device, int, int], Run]) -> Callable[[Sizes, torch.device], Run]:
+    """The sizes of recall training."""
+    return lambda sizes, device: make(sizes.short_t, device, sizes.short_batch, SHORT_CHANNELS)
+
+
+def _heads(t: int, device: torch.device, key_dim: int) -> dict[str, Tensor]:
+    q, k = (torch.randn(1, t, NUM_HEADS, key_dim, device=device) for _ in range(2))
+    return {"q": q, "k": k, "v": torch.randn(1, t, NUM_HEADS, HEAD_DIM, device=device)}
+
+
+def _short_filter(d: int, device: torch.device) -> dict[str, Tensor]:
+    return {"weight": torch.randn(d, CONV_WIDTH, device=device), "bias": torch.randn(d, device=device)}
+
+
+def _gates(shape: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.randn(shape, device=device) for name in ("pre_gate", "post_gate")}
+
+
+def _long_filter(d: int, t: int, device: torch.device) -> dict[str, Tensor]:
+    return {"filter": torch.randn(d, t, device=device) / t, "skip": torch.randn(d, device=device)}
+
+
+def _first(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result
+
+
+SUBQUADRATIC: dict[str, Callable[[int, torch.device], Run]] = {
+    "sliding_window": partial(run_attention, window=WINDOW),
+    "linear_attention": partial(run_linear_attention, decay="none"),
+    "linear_attention/scalar": partial(run_linear_attention, decay="scalar"),
+    "linear_attention/vector": partial(run_linear_attention, decay="vector"),
+    "polynomial_attention": run_polynomial_attention,
+    "short_conv": run_short_conv,
+    "long_conv": run_long_conv,
+}
+ATTENTION_GOALS = {
+    "causal_attention": 1 / 1.05,
+    "sliding_window": 4.5,
+    "linear_attention": 18,
+    "linear_attention/scalar": 13,
+    "linear_attention/vector": 10,
+    "polynomial_attention": 5.5,
+}
+COMPARISONS = (
+    Comparison(
+        "sdpa",
+        ATTENTION_GOALS,
+        {"sdpa": _at_t(run_sdpa), "causal_attention": _at_t(partial(run_attention, window=None))}
+        | {name: _at_t(SUBQUADRATIC[name]) for name in ATTENTION_GOALS if name in SUBQUADRATIC},
+    ),
+    Comparison("fft_conv", {"long_conv": 1.6}, {"fft_conv": _at_t(run_fft_conv), "long_conv": _at_t(run_long_conv)}),
+    Comparison(
+        "fft_conv",
+        {"long_conv/short": 2.2},
+        {"fft_conv": _many_short(run_fft_conv), "long_conv/short": _many_short(run_long_conv)},
+    ),
+    Comparison("conv1d", {"short_conv": 4}, {"conv1d": _at_t(run_conv1d), "short_conv": _at_t(run_short_conv)}),
+    Comparison(
+        "cat",
+        {"decode": 2},
+        {"cat": _at_t(run_concatenated_decode), "decode": _at_t(run_preallocated_decode)},
+        few_rows=True,
+    ),
+)
+SLOPE_GOALS = {name: 1.3 if name == "long_conv" else 1.15 for name in SUBQUADRATIC}
+MEMORY_GOAL = 1.05  # slope of the peak memory: linear growth is 1, and less where a constant part still shows

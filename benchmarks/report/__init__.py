@@ -1,0 +1,63 @@
+"""Tables, a picture and a page, made from records.jsonl alone. Nothing here needs torch."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ._records import Results, Row, gather, read_runs
+from ._tables import make_markdown, make_table, natural_width
+
+__all__ = ["markdown_table", "print_table", "write_report"]
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Draw frontier.png and write report.html into the folder that holds records.jsonl; return their paths.
+
+    Raises:
+        FileNotFoundError: no records.jsonl. ValueError: a damaged line, no finished run, or runs that cannot stand
+            in one table.
+    """
+    from ._figure import draw_frontier
+    from ._page import write_page
+
+    folder = Path(folder)
+    results = _read(folder)
+    picture, page = folder / "frontier.png", folder / "report.html"
+    draw_frontier(results.rows, picture, describe(results.rows))
+    write_page(results, page, describe(results.rows))
+    return [picture, page]
+
+
+def print_table(folder: Path, console: Console | None = None) -> None:
+    """Print the table of results, on a narrow terminal without the single tests. Raises as `write_report` does."""
+    console = console or Console()
+    results = _read(folder)
+    table = make_table(results, describe(results.rows))
+    width = natural_width(table)
+    if not console.is_terminal:
+        console.width = max(console.width, width)
+    elif width > console.width:
+        table = make_table(results, describe(results.rows), with_tests=False)
+    console.print(table)
+
+
+def markdown_table(folder: Path) -> str:
+    """The same table as Markdown. Raises as `write_report` does."""
+    return make_markdown(_read(folder))
+
+
+def describe(rows: list[Row]) -> str:
+    """One line that says what was run and where."""
+    run = rows[0].longest
+    widths = sorted({row.d_model for row in rows})
+    machine = run.environment["machine"]
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    where = machine["gpu"] or f"{machine['cpu']} with {threads}"
+    return (
+        f"Recall and its cost: recipe {run.recipe}, {run.model['num_layers']} layers, "
+        f"width {', '.join(map(str, widths))}, on {where}"
+    )
+
+
+def _read(folder: Path) -> Results:
+    return gather(read_runs(Path(folder)))

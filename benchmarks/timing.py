@@ -1,0 +1,189 @@
+"""How long candidates take beside one another, and how much memory one needs at its peak.
+
+Candidates run round-robin in one process: what disturbs the machine disturbs all of them, and only ratios inside one
+round-robin are compared.
+"""
+
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+MAX_WAITING = 0.04  # share of a sample that threads may spend waiting for a core before it counts as disturbed
+MIN_SECONDS = 0.004  # a shorter candidate is repeated inside one sample, for the clock's own cost not to matter
+MAX_REPEATS = 1000
+WARM_AGAIN_SECONDS = 1.0
+FLUSH_BYTES = 256 << 20  # larger than the L2 cache of any GPU, so every repetition starts from device memory
+TASKS = Path("/proc/self/task")
+
+
+@dataclass(frozen=True)
+class Sample:
+    seconds: float  # of one call
+    disturbed: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call over the undisturbed samples; over all of them where none is undisturbed (count = 0)."""
+
+    median: float
+    minimum: float
+    count: int
+    rejected: int
+
+
+class Clock(Protocol):
+    def measure(self, run: Callable[[], object], repeats: int) -> Sample:
+        """Call `run` so many times; the seconds of one call."""
+
+
+class HostClock:
+    """Wall time of the CPU, with samples marked in which threads of this process had to wait for a core.
+
+    With one thread it is processor time, which waiting does not enter, so no sample is ever disturbed.
+    """
+
+    def __init__(self, num_threads: int | None = None):
+        self.num_threads = torch.get_num_threads() if num_threads is None else num_threads
+
+    def measure(self, run: Callable[[], object], repeats: int) -> Sample:
+        read = time.process_time if self.num_threads == 1 else time.perf_counter
+        waited, start = waiting_seconds(), read()
+        for _ in range(repeats):
+            run()
+        seconds, waited = read() - start, waiting_seconds() - waited
+        return Sample(seconds / repeats, self.num_threads > 1 and waited > MAX_WAITING * seconds)
+
+
+class CudaClock:
+    """Time between two events on the GPU's own queue, its L2 cache emptied before every call.
+
+    Args:
+        device: the GPU.
+        cuda: the module with `Event` and `synchronize`; `torch.cuda` unless a test stands in for it.
+    """
+
+    def __init__(self, device: torch.device, cuda=torch.cuda):
+        self.cuda = cuda
+        self.device = device
+        self.flushed = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device=device)
+
+    def measure(self, run: Callable[[], object], repeats: int) -> Sample:
+        pairs = []
+        for _ in range(repeats):
+            start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
+            self.flushed.zero_()
+            start.record()
+            run()
+            end.record()
+            pairs.append((start, end))
+        self.cuda.synchronize(self.device)
+        return Sample(statistics.median(start.elapsed_time(end) for start, end in pairs) / 1e3)
+
+
+def clock_for(device: torch.device) -> Clock:
+    return CudaClock(device) if device.type == "cuda" else HostClock()
+
+
+def time_interleaved(
+    candidates: dict[str, Callable[[], object]], *, clock: Clock, samples: int = 7, budget: float = 20.0
+) -> dict[str, Timing]:
+    """Time the candidates in turns until each has `samples` undisturbed samples or `budget` seconds have passed.
+
+    Every candidate is called once or twice before, to warm up, and gives at least one sample whatever the budget.
+    """
+    repeats = {name: _warm_up(run, clock) for name, run in candidates.items()}
+    taken: dict[str, list[Sample]] = {name: [] for name in candidates}
+    deadline = time.perf_counter() + budget
+    while _unfinished(taken, samples):
+        for name, run in candidates.items():
+            taken[name].append(clock.measure(run, repeats[name]))
+        if time.perf_counter() > deadline:
+            break
+    return {name: summarize(found) for name, found in taken.items()}
+
+
+def summarize(samples: list[Sample]) -> Timing:
+    """Median, minimum and count of the undisturbed samples; of all, with a count of 0, where there is none."""
+    kept = [sample.seconds for sample in samples if not sample.disturbed]
+    used = kept or [sample.seconds for sample in samples]
+    return Timing(statistics.median(used), min(used), len(kept), len(samples) - len(kept))
+
+
+def waiting_seconds() -> float:
+    """Time that this process's threads have been ready to run but had no core; 0 where Linux does not say."""
+    waited = 0
+    for task in TASKS.iterdir() if TASKS.exists() else ():
+        try:
+            waited += int((task / "schedstat").read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):  # no such accounting here, or the thread has just ended
+            continue
+    return waited / 1e9
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Most bytes of tensors alive at one time while `run` works, above those that were alive before it.
+
+    On a CPU these are the requests to PyTorch's allocator as its profiler logs them, temporaries inside operators
+    included. That is exact and repeats to the byte, which the resident size does not (the allocator keeps freed
+    memory). Not seen: scratch memory that MKL or oneDNN take past PyTorch, a few MB and constant in the length.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _quiet_profiler(), torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:  # fmt: skip
+        run()
+    alive = peak = 0
+    for change in _allocations(profile):
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def _allocations(profile: torch.profiler.profile) -> Iterator[int]:
+    """Bytes taken (> 0) and given back (< 0), in order. The trace is the only public form that keeps the order."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    memory = (event for event in events if event.get("name") == "[memory]")
+    for event in sorted(memory, key=lambda event: event["ts"]):
+        yield event["args"]["Bytes"]
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """The profiler's C++ library writes two lines to stderr at every start unless its own variable says otherwise."""
+    os.putenv("KINETO_LOG_LEVEL", "99")
+    try:
+        yield
+    finally:
+        os.unsetenv("KINETO_LOG_LEVEL")
+
+
+def _warm_up(run: Callable[[], object], clock: Clock) -> int:
+    """How often to repeat `run` in one sample. A first call may compile or plan, so a fast one is measured again."""
+    seconds = clock.measure(run, 1).seconds
+    if seconds < WARM_AGAIN_SECONDS:
+        seconds = clock.measure(run, 1).seconds
+    return min(MAX_REPEATS, max(1, math.ceil(MIN_SECONDS / max(seconds, 1e-9))))
+
+
+def _unfinished(taken: dict[str, list[Sample]], samples: int) -> bool:
+    return any(sum(not sample.disturbed for sample in found) < samples for found in taken.values())

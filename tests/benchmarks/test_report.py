@@ -1,0 +1,306 @@
+"""The report is made from records alone: its numbers, its refusals, and files that stand on their own."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from rich.console import Console
+
+from subquad.benchmarks.report import markdown_table, print_table, write_report
+from subquad.benchmarks.report._costs import costs
+from subquad.benchmarks.report._figure import draw_frontier
+from subquad.benchmarks.report._records import gather, read_runs
+from subquad.benchmarks.report._style import make_curves
+from subquad.benchmarks.report._tables import format_bytes, format_count, make_columns
+
+from .fake_records import CONTEXTS, MIXERS, TESTS, make_record, quick_run, write_records
+
+
+def rows_of(folder):
+    return gather(read_runs(folder)).rows
+
+
+def rows_from(tmp_path, *records):
+    return rows_of(write_records(tmp_path, list(records)))
+
+
+def printed(folder, **options):
+    file = io.StringIO()
+    print_table(folder, Console(file=file, **options))
+    return file.getvalue()
+
+
+def test_best_learning_rate_by_the_mean_over_seeds(tmp_path):
+    grid = {(1e-3, 0): 0.2, (1e-3, 1): 0.3, (1e-2, 0): 0.9, (1e-2, 1): 0.1, (3e-2, 0): 0.6, (3e-2, 1): 0.58}
+    segments = [{"seq_len": 64, "num_pairs": 4}]
+    records = [
+        make_record("based", lr=lr, seed=seed, accuracy=a, segments=[segments[0] | {"accuracy": a}])
+        for (lr, seed), a in grid.items()
+    ]
+    (row,) = rows_from(tmp_path, *records)
+    assert row.longest.lr == 3e-2  # 1e-2 has the best run, but not the best mean
+    assert row.accuracy == pytest.approx(0.59)
+    assert row.spread == pytest.approx(0.02)
+    assert row.accuracies == pytest.approx({1e-3: 0.25, 1e-2: 0.5, 3e-2: 0.59})
+
+
+def test_working_learning_rates_are_within_five_percent_of_the_best(tmp_path):
+    accuracies = {1e-4: 0.5, 1e-3: 0.77, 1e-2: 0.8, 1e-1: 0.75}
+    records = [
+        make_record("based", lr=lr, accuracy=a, segments=[{"seq_len": 64, "num_pairs": 4, "accuracy": a}])
+        for lr, a in accuracies.items()
+    ]
+    (row,) = rows_from(tmp_path, *records)
+    assert row.working_lrs == [1e-3, 1e-2]
+    assert make_columns([row])[-1].cells == ["0.01 (0.001 to 0.01, 2 of 4)"]
+
+
+def test_segments_are_means_over_seeds_at_the_best_rate(tmp_path):
+    records = [make_record("hyena", seed=seed) for seed in (0, 1)]
+    (row,) = rows_from(tmp_path, *records)
+    for index, test in enumerate(TESTS):
+        assert row.segments[test] == pytest.approx(sum(r["segments"][index]["accuracy"] for r in records) / 2)
+    assert row.accuracy == pytest.approx(sum(r["accuracy"] for r in records) / 2)
+
+
+def test_rows_are_told_apart_by_options_and_width(tmp_path):
+    windows = [make_record("sliding_window", options={"num_heads": 1, "window": w}) for w in (16, 32)]
+    wide = make_record("sliding_window", d_model=128, options={"num_heads": 1, "window": 16})
+    names = [row.name for row in rows_from(tmp_path, *windows, wide)]
+    assert names == [
+        "sliding_window (window=16), width 64",
+        "sliding_window (window=16), width 128",
+        "sliding_window (window=32), width 64",
+    ]
+    assert [row.name for row in rows_from(tmp_path, *windows)] == [
+        "sliding_window (window=16)",
+        "sliding_window (window=32)",
+    ]
+
+
+def test_one_model_for_each_test_makes_one_row(tmp_path):
+    records = [
+        make_record(
+            "based", lr=lr, accuracy=a, segments=[{"seq_len": t, "num_pairs": t // 16, "accuracy": a}], task={"t": t}
+        )
+        for t, lr, a in ((64, 1e-3, 0.9), (64, 1e-2, 0.5), (128, 1e-3, 0.3), (128, 1e-2, 0.7))
+    ]
+    (row,) = rows_from(tmp_path, *records)
+    assert row.segments == {(64, 4): 0.9, (128, 8): 0.7}
+    assert row.accuracy == pytest.approx(0.8)
+    assert make_columns([row])[-1].cells[0].startswith("0.001 / 0.01")
+
+
+def test_a_row_that_lacks_a_test_is_left_out_and_named(tmp_path):
+    def single(mixer, t):
+        return make_record(mixer, segments=[{"seq_len": t, "num_pairs": 4, "accuracy": 0.5}], task={"t": t})
+
+    folder = write_records(tmp_path, [single("attention", 64), single("attention", 128), single("hyena", 64)])
+    assert [row.name for row in rows_of(folder)] == ["attention"]
+    assert "Left out, for they lack tests: hyena." in " ".join(printed(folder).split())
+
+
+def test_run_without_one_complete_row_is_refused(tmp_path):
+    records = [
+        make_record(mixer, segments=[{"seq_len": t, "num_pairs": 4, "accuracy": 0.5}], task={"t": t})
+        for mixer, t in (("attention", 64), ("hyena", 128))
+    ]
+    with pytest.raises(ValueError, match="before any mixer had all 2 tests"):
+        rows_from(tmp_path, *records)
+
+
+def test_table_shows_every_number_of_a_row(tmp_path):
+    folder = write_records(tmp_path, [make_record("attention"), make_record("based")])
+    text = printed(folder)
+    lines = text.splitlines()
+    attention = next(line for line in lines if line.startswith(" attention"))
+    assert attention.split() == ["attention", "99.7", "99.6", "99.6", "99.6", "128", "KiB", "300k", "910k", "0.699"]
+    assert lines.index(attention) < next(i for i, line in enumerate(lines) if line.startswith(" based"))
+    assert f"at {max(CONTEXTS)}" in text
+
+
+def test_table_never_cuts_a_number(tmp_path):
+    folder = quick_run(tmp_path)
+    assert "…" not in printed(folder)  # a pipe gets the full width
+    narrow = printed(folder, width=80, force_terminal=True, no_color=True)
+    assert "…" not in narrow
+    assert "16 in" not in narrow and "99.0 ±0.6" in narrow
+
+
+def test_markdown_is_a_table_with_its_learning_rates(tmp_path):
+    lines = markdown_table(quick_run(tmp_path)).splitlines()
+    assert lines[0].startswith("| mixer | 4 in 64 | 8 in 128 | 16 in 128 | mean | state |")
+    assert len({line.count("|") for line in lines[: 2 + len(MIXERS)]}) == 1
+    assert lines[2].startswith("| attention | 99.2 | 99.0 | 98.8 | 99.0 ±0.6 | 128 KiB |")
+    assert lines[2].endswith("| 0.01 (1 of 3) |")
+
+
+def test_missing_throughput_is_a_dash(tmp_path):
+    folder = write_records(tmp_path, [make_record("attention"), make_record("based", throughput=None)])
+    based = next(line for line in markdown_table(folder).splitlines() if line.startswith("| based"))
+    assert based.count("| - ") == 3
+    assert write_report(folder)
+
+
+def test_no_throughput_at_all_still_makes_a_report(tmp_path):
+    folder = write_records(tmp_path, [make_record(mixer, throughput=None) for mixer in ("attention", "based")])
+    assert len(costs(rows_of(folder))) == 1
+    assert all(path.stat().st_size > 10_000 for path in write_report(folder))
+
+
+def test_overflowed_loss_and_zero_accuracy_are_drawn(tmp_path):
+    diverged = make_record(
+        "hyena",
+        accuracy=0.0,
+        segments=[{"seq_len": t, "num_pairs": n, "accuracy": 0.0} for t, n in TESTS],
+        loss_curve=[[20, 5.0], [40, None]],
+    )
+    assert write_report(write_records(tmp_path, [make_record("attention"), diverged]))
+
+
+def test_the_baseline_is_alone_in_its_look(tmp_path):
+    curves = make_curves(rows_of(quick_run(tmp_path)))
+    looks = {curve.name: curve.look for curve in curves}
+    assert len(set(looks.values())) == len(MIXERS)
+    assert [curve.name for curve in curves if curve.baseline] == ["attention"]
+    assert looks["attention"].marker not in {look.marker for name, look in looks.items() if name != "attention"}
+
+
+def test_picture_has_no_overlapping_labels(tmp_path, monkeypatch):
+    from subquad.benchmarks.report import _figure
+
+    placed = []
+    original = _figure._Panel._place
+
+    def place(self, *arguments):
+        box = original(self, *arguments)
+        placed.append((self, box))
+        return box
+
+    monkeypatch.setattr(_figure._Panel, "_place", place)
+    draw_frontier(rows_of(quick_run(tmp_path)), tmp_path / "frontier.png", "title")
+    assert len(placed) == 2 * len(MIXERS)
+    for index, (panel, box) in enumerate(placed):
+        inside = panel.axes.get_window_extent()
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1
+        for other_panel, other in placed[:index]:
+            assert panel is not other_panel or _figure._overlap(box, other) == 0
+
+
+def test_page_stands_on_its_own(tmp_path):
+    picture, page = write_report(quick_run(tmp_path))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    html = page.read_text()
+    assert not re.search(r"<(script|link|img|iframe)[^>]*\b(src|href)=", html)
+    assert "Plotly.newPlot" in html and len(html) > 3_000_000  # plotly.js itself
+    assert html.count('"modeBarButtonsToRemove": ["sendChartToCloud"]') == 3  # nothing offers to upload
+    for shown in ("hyena", "amx_tile", "0123456789abcdef", "quick", "mqar", "2.13.0", "loss at the answers"):
+        assert shown in html
+
+
+def test_page_escapes_what_it_shows(tmp_path):
+    folder = write_records(tmp_path, [make_record("attention"), make_record("based", options={"x": "</td><b>$"})])
+    _, page = write_report(folder)
+    assert "</td><b>$" not in page.read_text()
+
+
+def test_report_comes_again_from_the_records_alone(tmp_path):
+    folder = quick_run(tmp_path)
+    written = write_report(folder)
+    first = written[0].read_bytes()
+    for path in written:
+        path.unlink()
+    assert write_report(folder)[0].read_bytes() == first
+
+
+def test_report_does_not_import_torch(tmp_path):
+    """Through a stand-in for the umbrella, which re-exports ops."""
+    code = f"""
+        import importlib.util, sys, types
+        umbrella = types.ModuleType("subquad")
+        umbrella.__path__ = list(importlib.util.find_spec("subquad").submodule_search_locations)
+        sys.modules["subquad"] = umbrella
+        from subquad.benchmarks.report import markdown_table, print_table, write_report
+        print_table({str(tmp_path)!r}), markdown_table({str(tmp_path)!r}), write_report({str(tmp_path)!r})
+        assert "torch" not in sys.modules, "torch was imported"
+    """
+    quick_run(tmp_path)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+
+
+def test_folder_without_records_is_refused(tmp_path):
+    for call in (write_report, print_table, markdown_table):
+        with pytest.raises(FileNotFoundError, match=r"holds no records\.jsonl"):
+            call(tmp_path)
+
+
+def test_empty_records_are_refused(tmp_path):
+    write_records(tmp_path, [])
+    with pytest.raises(ValueError, match="no finished run of kind 'recall' among its 0 records"):
+        write_report(tmp_path)
+
+
+def test_half_written_last_line_is_passed_over(tmp_path):
+    folder = write_records(tmp_path, [make_record("attention"), make_record("based")])
+    path = folder / "records.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-200])
+    with pytest.warns(UserWarning, match="passed over"):
+        assert [row.name for row in rows_of(folder)] == ["attention"]
+
+
+def test_damaged_line_inside_is_refused(tmp_path):
+    folder = write_records(tmp_path, [make_record("attention"), make_record("based")])
+    path = folder / "records.jsonl"
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(first[:100] + "\n" + second)
+    with pytest.raises(ValueError, match="line 1 is not a record"):
+        write_report(folder)
+
+
+def test_records_of_another_kind_are_passed_over(tmp_path):
+    folder = write_records(tmp_path, [make_record("attention"), {"kind": "throughput", "mixer": "based"}])
+    assert [row.name for row in rows_of(folder)] == ["attention"]
+
+
+def test_record_that_lacks_a_key_is_refused(tmp_path):
+    record = make_record("attention")
+    del record["state_bytes"]
+    with pytest.raises(ValueError, match="lacks state_bytes"):
+        rows_from(tmp_path, record)
+
+
+def test_mixed_recipes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"mixes 2 recipes.*based-frontier; quick.*folder of its own"):
+        rows_from(tmp_path, make_record("attention"), make_record("based", recipe="based-frontier"))
+
+
+def test_mixed_tasks_of_the_same_size_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="mixes 2 tasks"):
+        rows_from(tmp_path, make_record("attention"), make_record("based", task={"name": "mqar", "vocab_size": 8192}))
+
+
+@pytest.mark.parametrize(
+    "count, text", [(512, "512 B"), (16384, "16 KiB"), (39168, "38.2 KiB"), (131072, "128 KiB"), (3 << 20, "3 MiB")]
+)
+def test_bytes_are_readable(count, text):
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize("count, text", [(0.25, "0.25"), (987, "987"), (12345, "12.3k"), (4.56e6, "4.56M")])
+def test_counts_are_readable(count, text):
+    assert format_count(count) == text
+
+
+def test_ticks_are_few_and_round(tmp_path):
+    rows = rows_of(quick_run(tmp_path))
+    for cost in costs(rows):
+        low, high = cost.range(rows)
+        ticks = cost.ticks(rows)
+        assert 2 <= len(ticks) <= 6
+        assert all(low <= tick <= high for tick in ticks)
+        assert all(json.loads(re.sub("[A-Za-z ]+$", "", cost.show(tick))) > 0 for tick in ticks)
