@@ -7,9 +7,9 @@ CASES = {
     "one-token": dict(b=2, t=1, d=8, w=4),
     "shorter-than-filter": dict(b=1, t=2, d=5, w=4, state=False),
     "ragged": dict(b=2, t=37, d=19, w=3, activation="silu"),
-    "widest": dict(b=1, t=65, d=24, w=8, bias=False),
+    "widest": dict(b=1, t=35, d=24, w=8, bias=False),
     "width-one": dict(b=1, t=5, d=4, w=1),
-    "packed": dict(b=1, t=40, d=16, w=4, cu_seqlens=(0, 1, 1, 18, 40), activation="silu"),
+    "packed": dict(b=1, t=41, d=16, w=4, cu_seqlens=(0, 1, 1, 7, 41), activation="silu"),
     "packed-from-zero": dict(b=1, t=21, d=16, w=2, cu_seqlens=(0, 20, 21), state=False),
 }
 

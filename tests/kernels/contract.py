@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from subquad.kernels import OPS
+from subquad.kernels._budget import over_budget
 
 BACKENDS = ("torch", "triton")
 DTYPES = {  # Triton's interpreter computes wrongly in bfloat16; there it is covered by the ahead-of-time compiler
@@ -20,24 +21,20 @@ def room(op: str):
     return importlib.import_module(f"subquad.kernels.{op}._inputs")
 
 
-def cases():
-    for op in OPS:
-        for name, dims in room(op).CASES.items():
-            yield pytest.param(op, dims, id=f"{op}-{name}")
+def cases() -> list:
+    return [pytest.param(op, dims, id=f"{op}-{name}") for op in OPS for name, dims in room(op).CASES.items()]
 
 
-def cases_by_backend():
-    for case in cases():
-        for backend in BACKENDS:
-            yield pytest.param(*case.values, backend, id=f"{case.id}-{backend}")
+def cases_by_backend() -> list:
+    return [pytest.param(*case.values, backend, id=f"{case.id}-{backend}") for case in cases() for backend in BACKENDS]
 
 
-def cases_by_backend_and_dtype():
-    for case in cases():
-        for backend in BACKENDS:
-            for dtype in DTYPES[backend]:
-                short = str(dtype).removeprefix("torch.")
-                yield pytest.param(*case.values, backend, dtype, id=f"{case.id}-{backend}-{short}")
+def cases_by_backend_and_dtype() -> list:
+    return [
+        pytest.param(*case.values, dtype, id=f"{case.id}-{str(dtype).removeprefix('torch.')}")
+        for case in cases_by_backend()
+        for dtype in DTYPES[case.values[-1]]
+    ]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -88,19 +85,7 @@ def gradients(op: str, backend: str, inputs: dict) -> dict[str, Tensor]:
     return dict(zip(real, torch.autograd.grad(loss, list(real.values()), materialize_grads=True), strict=True))
 
 
-def over_budget(actual: Tensor, exact: Tensor, rounded: Tensor, eps: float) -> str | None:
-    """`actual` may err at most twice as much as the reference does when rounded to the same dtype; else say how much."""
-    if actual.shape != exact.shape:
-        return f"shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
-    if not torch.isfinite(actual).all():
-        return "not finite"
-    if exact.numel() == 0:
-        return None
-    error, own = ((x.double() - exact).abs().max().item() for x in (actual, rounded))
-    budget = 2 * own + 16 * eps * exact.abs().max().item()
-    return None if error <= budget else f"error {error:.2e} is over the budget {budget:.2e}"
-
-
 def assert_within_budget(actual: Tensor, exact: Tensor, rounded: Tensor, dtype: torch.dtype, name: str) -> None:
+    """Within the rule of `subquad.kernels._budget`."""
     complaint = over_budget(actual, exact, rounded, torch.finfo(dtype).eps)
     assert complaint is None, f"{name}: {complaint}"

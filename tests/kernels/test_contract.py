@@ -93,7 +93,7 @@ def test_halves_with_state_equal_whole(op, dims, backend):
     inputs = make_inputs(op, dims, torch.float32)
     results = call(op, backend, inputs)
     t = results[0].shape[1]
-    if len(results) == 1 or "cu_seqlens" in inputs or t == 1:
+    if len(results) == 1 or "cu_seqlens" in inputs or t < 3:
         return  # the law speaks of ops with a state; packed sequences have borders of their own
     cut = t // 2 + 1
 
