@@ -1,0 +1,220 @@
+"""linear_attention in PyTorch: chunks of tokens as matrix products, the memory carried from chunk to chunk.
+
+Blocks of heads, sequences and time are small enough for a core's cache. The backward pass keeps the memory at the
+start of every segment of time and forms everything else again.
+"""
+
+import torch
+from torch import Tensor
+
+from ..._autograd import differentiable
+from ..._packed import over_sequences
+from .. import EPS, SHAPES
+from ._blocks import Block, blocks, chunk_size, load, num_carries, segments, store
+from ._decays import ChannelDecay, HeadDecay, NoDecay, sums_before, sums_from
+
+Decay = NoDecay | HeadDecay | ChannelDecay
+
+
+def _allocate(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+    scale: float, normalize: bool,
+) -> list[Tensor]:  # fmt: skip
+    """y, the memory after the last token, the memory before each segment but the first, sums of weights."""
+    b, t, h, width = q.shape
+    n = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    compute = torch.promote_types(q.dtype, torch.float32)
+    memory = (h, width, v.shape[-1] + normalize)
+    return [
+        q.new_empty(b, t, h, v.shape[-1]),
+        q.new_empty(n, *memory, dtype=compute),
+        q.new_empty(num_carries(t), n, *memory, dtype=compute),
+        q.new_empty((b, t, h) if normalize else 0, dtype=compute),
+    ]
+
+
+def _decay(log_decay: Tensor | None, block: Block, span: slice, chunk: int, dtype: torch.dtype) -> Decay:
+    if log_decay is None:
+        return NoDecay()
+    if log_decay.ndim == 3:
+        return HeadDecay(load(log_decay[..., None], block, span, chunk, dtype))
+    return ChannelDecay(load(log_decay, block, span, chunk, dtype))
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, scale: float, normalize: bool
+) -> list[Tensor]:
+    if q.shape[1] == 1:
+        return _step(q, k, v, log_decay, state, scale, normalize)
+    outputs = _allocate(q, k, v, log_decay, state, None, scale, normalize)
+    y, memory, carries, den = outputs
+    b, t, h, width = q.shape
+    chunk = chunk_size(t)
+    memory.zero_() if state is None else memory.copy_(state)
+    for block in blocks(b, t, h, width, v.shape[-1]):
+        carry = memory[block].flatten(0, 1)  # (g, k, m)
+        for index, span in enumerate(segments(t)):
+            if index:
+                carries[index - 1][block] = carry.view_as(memory[block])
+            decay = _decay(log_decay, block, span, chunk, memory.dtype)
+            queries = load(q, block, span, chunk, memory.dtype).mul_(scale)
+            keys = load(k, block, span, chunk, memory.dtype)
+            values = load(v, block, span, chunk, memory.dtype, column=1.0 if normalize else None)
+            result, carry = _read_and_write(queries, keys, values, carry, decay)
+            if normalize:
+                weights = result[..., -1:] + EPS
+                store(den[..., None], block, span, weights)
+                result = result[..., :-1] / weights
+            store(y, block, span, result)
+        memory[block] = carry.view_as(memory[block])
+    return outputs
+
+
+def _read_and_write(q: Tensor, k: Tensor, v: Tensor, carry: Tensor, decay: Decay) -> tuple[Tensor, Tensor]:
+    """One block: what its queries read, and the memory after it. Uses up q and k (n, g, c, k); v (n, g, c, m)."""
+    shape = v.shape
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    scores = decay.scores(q, k)
+    if decay.total is not None:
+        q *= decay.read
+        k *= decay.write
+    memory = _memories(shape[0], carry, k, v, decay)
+    y = torch.bmm(q, memory[:-1].flatten(0, 1)).baddbmm_(scores, v)
+    return y.view(shape), memory[-1]
+
+
+def _scaled(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
+
+
+def _memories(n: int, carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -> Tensor:
+    """(n + 1, g, k, m): the memory before each chunk, and after the last."""
+    memory = carry.new_empty(n + 1, *carry.shape)
+    memory[0] = carry
+    torch.bmm(writing.mT, v, out=memory[1:].flatten(0, 1))
+    for i in range(n):
+        _add_faded(memory[i + 1], memory[i], decay, i)
+    return memory
+
+
+def _dmemories(n: int, dcarry: Tensor, reading: Tensor, dy: Tensor, decay: Decay) -> Tensor:
+    """(n + 1, g, k, m): gradients of the memories, the last one given."""
+    dmemory = dcarry.new_empty(n + 1, *dcarry.shape)
+    dmemory[n] = dcarry
+    torch.bmm(reading.mT, dy, out=dmemory[:n].flatten(0, 1))
+    for i in reversed(range(n)):
+        _add_faded(dmemory[i], dmemory[i + 1], decay, i)
+    return dmemory
+
+
+def _add_faded(memory: Tensor, other: Tensor, decay: Decay, chunk: int) -> None:
+    """Add a memory that was taken across a chunk."""
+    if decay.total is None:
+        memory += other
+    else:
+        memory.addcmul_(other, decay.total[chunk])
+
+
+def _step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, scale: float, normalize: bool
+) -> list[Tensor]:
+    """One token: the equation itself."""
+    compute = torch.promote_types(q.dtype, torch.float32)
+    b, _, h, width = q.shape
+    query = q.to(compute).reshape(b * h, 1, width)
+    key = k.to(compute).reshape(b * h, width, 1)
+    value = v.to(compute).reshape(b * h, 1, -1)
+    if normalize:
+        value = torch.cat([value, value.new_ones(b * h, 1, 1)], dim=-1)
+    if state is None:
+        memory = key * value
+    else:
+        before = state.to(compute).reshape(b * h, width, -1)
+        if log_decay is not None:
+            before = before * log_decay.to(compute).exp().reshape(b * h, -1, 1)
+        memory = torch.addcmul(before, key, value)
+    y = torch.bmm(query, memory).mul_(scale).view(b, 1, h, -1)
+    memory = memory.view(b, h, width, -1)
+    den = y[..., -1] + EPS if normalize else y.new_empty(0)
+    y = y[..., :-1] / den[..., None] if normalize else y
+    return [y.to(q.dtype), memory, y.new_empty(0, *memory.shape), den]
+
+
+def _backward(
+    grads: list[Tensor | None], kept: list[Tensor],
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, scale: float, normalize: bool,
+) -> list[Tensor | None]:  # fmt: skip
+    y, memory, carries, den = kept
+    dy = torch.zeros_like(y) if grads[0] is None else grads[0]
+    dstate = torch.zeros_like(memory) if grads[1] is None else grads[1].clone()
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    dlog_decay = None if log_decay is None else torch.empty_like(log_decay, dtype=memory.dtype)
+    b, t, h, width = q.shape
+    chunk = chunk_size(t)
+    for block in blocks(b, t, h, width, v.shape[-1]):
+        dcarry = dstate[block].flatten(0, 1)
+        for index, span in reversed(list(enumerate(segments(t)))):
+            carry = carries[index - 1] if index else state
+            carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
+            decay = _decay(log_decay, block, span, chunk, memory.dtype)
+            queries = load(q, block, span, chunk, memory.dtype).mul_(scale)
+            keys = load(k, block, span, chunk, memory.dtype)
+            values = load(v, block, span, chunk, memory.dtype, column=1.0 if normalize else None)
+            dresult = load(dy, block, span, chunk, memory.dtype, column=0.0 if normalize else None)
+            if normalize:
+                _through_division(dresult, load(y, block, span, chunk, memory.dtype), den, block, span, chunk)
+            *found, dgates, dcarry = _read_and_write_backward(queries, keys, values, dresult, carry, dcarry, decay)
+            store(dq, block, span, found[0].mul_(scale))
+            store(dk, block, span, found[1])
+            store(dv, block, span, found[2][..., : v.shape[-1]])
+            if dlog_decay is not None:
+                store(dlog_decay if dlog_decay.ndim == 4 else dlog_decay[..., None], block, span, dgates)
+        dstate[block] = dcarry.view_as(dstate[block])
+    return [dq, dk, dv, dlog_decay, None if state is None else dstate]
+
+
+def _through_division(dresult: Tensor, y: Tensor, den: Tensor, block: Block, span: slice, chunk: int) -> None:
+    """y = num / den: turn dy, in all columns but the last, into the gradients of num and, in the last, of den."""
+    weights = load(den[..., None], block, span, chunk, y.dtype)
+    dresult[..., -1] = -(dresult[..., :-1] * y).sum(-1)
+    dresult.div_(weights).masked_fill_(weights == 0, 0)  # padding reads nothing
+
+
+def _read_and_write_backward(
+    q: Tensor, k: Tensor, v: Tensor, dy: Tensor, carry: Tensor, dcarry: Tensor, decay: Decay
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """Gradients of one block: dq, dk, dv, dlog_decay, and that of the memory before it."""
+    chunks = q.shape[:2]
+    q, k, v, dy = (x.flatten(0, 1) for x in (q, k, v, dy))
+    reading, writing = _scaled(q, decay.read), _scaled(k, decay.write)
+    memories = _memories(chunks[0], carry, writing, v, decay)
+    dmemories = _dmemories(chunks[0], dcarry, reading, dy, decay)
+    before, dafter = memories[:-1].flatten(0, 1), dmemories[1:].flatten(0, 1)
+    scores = decay.scores(q, k)
+    dv = torch.bmm(writing, dafter).baddbmm_(scores.mT, dy)
+    dq, dk = torch.bmm(dy, before.mT), torch.bmm(v, dafter.mT)
+    fades = decay.total is not None
+    if fades:
+        from_before, to_after = decay.reduce(reading.mul_(dq)), decay.reduce(writing.mul_(dk))
+        dq *= decay.read
+        dk *= decay.write
+    flow = decay.scores_backward(q, k, scores, torch.bmm(dy, v.mT), dq, dk)
+    dlog_decay = None
+    if fades:
+        dlog_decay = sums_from(flow.add_(from_before)).add_(sums_before(to_after))
+        dlog_decay += decay.across(memories[:-1].mul_(dmemories[1:]))
+        dlog_decay = dlog_decay.unflatten(0, chunks)
+    return *(x.unflatten(0, chunks) for x in (dq, dk, dv)), dlog_decay, dmemories[0]
+
+
+_run = differentiable(
+    "linear_attention_torch", SHAPES, *over_sequences(SHAPES, _allocate, _forward, _backward), num_outputs=2
+)
+
+
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+    scale: float, normalize: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    y, memory, *_ = _run(q, k, v, log_decay, state, cu_seqlens, scale, normalize)
+    return y, memory
