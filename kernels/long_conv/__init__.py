@@ -34,12 +34,13 @@ def long_conv(
         backend: "auto", "triton", "torch" or "reference".
 
     Returns:
-        y (b, t, d) in x.dtype, computed in float32 or wider.
+        y (b, t, d) in x.dtype, computed in float32 or wider. A transform rounds globally: errors are relative to the
+        largest value in time, and a value that is not finite spoils its whole channel.
 
     Raises:
         ValueError: shapes or dtypes that do not fit. BackendError: a named backend that cannot run here.
 
-    Source: Poli et al. 2023 (arXiv 2302.10866), eq. 4 and alg. 3; Fu et al. 2023 (2311.05908), sec. 3.
+    Source: Poli et al. 2023 (arXiv 2302.10866), sec. 3; Fu et al. 2023 (2311.05908).
     """
     x, filter = unify("long_conv", x, filter, wide=(skip, pre_gate, post_gate))
     tensors = {"x": x, "filter": filter, "skip": skip, "pre_gate": pre_gate, "post_gate": post_gate}
