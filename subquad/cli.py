@@ -144,15 +144,21 @@ def throughput(
         raise UsageError(error) from None
 
 
-def check(compile: bool = False) -> int:
-    """Compare every kernel with its reference on this machine's device, forward and backward; show the errors.
+def check(compile: bool = False, ops: str = "", device: str = "auto") -> int:
+    """Compare every kernel with its reference on your own device, forward and backward; show the errors.
 
     Args:
-        compile: also compile every kernel for GPUs that are not there.
+        compile: instead, compile the kernels ahead of time for GPUs that need not be there.
+        ops: which ones, e.g. short_conv,long_conv; all if empty.
+        device: auto is CUDA where there is one; or cpu, cuda, cuda:1.
     """
     from subquad.benchmarks.check import run_check
+    from subquad.kernels import OPS
 
-    return run_check(compile=compile)
+    try:
+        return run_check(compile=compile, ops=_names(ops) or OPS, device=device)
+    except ValueError as error:
+        raise UsageError(error) from None
 
 
 def list_names() -> int:

@@ -1,0 +1,324 @@
+"""Named runs of the recall benchmark: functions that return a frozen Recipe."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from subquad.mixers import HYBRIDS, MixerSpec, build_layers, known_options, specs_of
+
+from .model import TinyLM
+from .tasks import MQAR
+from .training import Schedule, Segment
+
+SHORT_CONV = MixerSpec("base_conv", {"conv_width": 3})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A mixer to judge, in its place among the layers of a model.
+
+    mixer: its name; `options`: those that set it apart from other candidates of that name.
+    layers: all layers. Where an option `max_length` is None, the model's length is filled in.
+    d_models: the widths to try.
+    baseline: it is what the others are compared with.
+    learned_positions: the embedding adds learned positions.
+    """
+
+    mixer: str
+    options: dict[str, Any]
+    layers: tuple[MixerSpec, ...]
+    d_models: tuple[int, ...]
+    baseline: bool = False
+    learned_positions: bool = False
+
+    def build(self, d_model: int, vocab_size: int, length: int) -> TinyLM:
+        """The model, for sequences of up to `length` tokens."""
+        specs = [_with_length(spec, length) for spec in self.layers]
+        mixers = build_layers(specs, d_model, len(specs))
+        return TinyLM(mixers, d_model, vocab_size, num_positions=length if self.learned_positions else 0)
+
+
+class Size(NamedTuple):
+    """Examples of one length with one number of pairs, and their share of the training steps."""
+
+    seq_len: int
+    num_pairs: int
+    share: float = 1.0
+
+
+class Problem(NamedTuple):
+    """What one model is trained and tested on."""
+
+    segments: tuple[Segment, ...]
+    tests: tuple[MQAR, ...]
+    schedule: Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run, but the machine.
+
+    candidates: the mixers that run if none are named.
+    place: layers around any other mixer, named on the command line; None is where it goes.
+    together: train one model on all sizes, or one on each.
+    num_examples: training examples of a model, divided among the sizes by share; unless `steps` is set.
+    max_batch, batch_tokens: a batch has at most so many rows, and tokens.
+    num_evaluations: validations, curve points and checkpoints of a full training.
+    warmup_share: of the steps.
+    lrs, seeds: every model is trained with each; the best learning rate is reported.
+    contexts: lengths at which decoding is timed. throughput_seconds: to spend on timing each model.
+    """
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    place: tuple[MixerSpec | None, ...]
+    d_models: tuple[int, ...]
+    train_sizes: tuple[Size, ...]
+    test_sizes: tuple[Size, ...]
+    together: bool
+    vocab_size: int
+    random_non_queries: bool
+    num_examples: int
+    max_batch: int
+    batch_tokens: int
+    num_evaluations: int
+    lrs: tuple[float, ...]
+    seeds: tuple[int, ...]
+    contexts: tuple[int, ...]
+    throughput_seconds: float
+    steps: int | None = None
+    warmup_share: float = 0.0
+    weight_decay: float = 0.1
+    target_accuracy: float = 0.99
+    num_validation: int = 256
+    num_test: int = 1000
+
+    def problems(self) -> tuple[Problem, ...]:
+        """One if all sizes are trained together, else one for each."""
+        if self.together:
+            return (self._problem(self.train_sizes, self.test_sizes),)
+        return tuple(self._problem((size,), (size,)) for size in self.train_sizes)
+
+    def candidates_of(self, mixer: str) -> tuple[Candidate, ...]:
+        """The recipe's own of that name; for a mixer that it does not list, its defaults in the recipe's place."""
+        listed = tuple(candidate for candidate in self.candidates if candidate.mixer == mixer)
+        if listed:
+            return listed
+        if mixer in HYBRIDS:
+            return (Candidate(mixer=mixer, options={}, layers=specs_of(mixer), d_models=self.d_models),)
+        options = {"max_length": None} if "max_length" in known_options(mixer) else {}
+        spec = MixerSpec(mixer, options)
+        layers = tuple(spec if layer is None else layer for layer in self.place)
+        return (Candidate(mixer=mixer, options={}, layers=layers, d_models=self.d_models),)
+
+    def with_sizes(self, sizes: tuple[Size, ...]) -> "Recipe":
+        """Train and test on these instead."""
+        return replace(self, train_sizes=sizes, test_sizes=sizes)
+
+    def with_widths(self, d_models: tuple[int, ...]) -> "Recipe":
+        """Give every candidate these widths instead."""
+        candidates = tuple(replace(candidate, d_models=d_models) for candidate in self.candidates)
+        return replace(self, candidates=candidates, d_models=d_models)
+
+    def _problem(self, train_sizes: tuple[Size, ...], test_sizes: tuple[Size, ...]) -> Problem:
+        segments = tuple(
+            Segment(task=self._task(size), batch_size=self._batch_size(size.seq_len), share=size.share)
+            for size in train_sizes
+        )
+        return Problem(segments, tuple(self._task(size) for size in test_sizes), self._schedule(segments))
+
+    def _task(self, size: Size) -> MQAR:
+        return MQAR(
+            num_pairs=size.num_pairs,
+            seq_len=size.seq_len,
+            vocab_size=self.vocab_size,
+            random_non_queries=self.random_non_queries,
+        )
+
+    def _batch_size(self, seq_len: int) -> int:
+        return max(1, min(self.max_batch, self.batch_tokens // seq_len))
+
+    def _schedule(self, segments: tuple[Segment, ...]) -> Schedule:
+        total = sum(segment.share for segment in segments)
+        examples_per_step = sum(segment.batch_size * segment.share / total for segment in segments)
+        steps = math.ceil(self.num_examples / examples_per_step) if self.steps is None else self.steps
+        return Schedule(
+            steps=steps,
+            warmup_steps=round(self.warmup_share * steps),
+            evaluate_every=max(1, steps // self.num_evaluations),
+            num_validation=self.num_validation,
+            num_test=self.num_test,
+            target_accuracy=self.target_accuracy,
+            weight_decay=self.weight_decay,
+        )
+
+
+def quick() -> Recipe:
+    """Minutes on two CPU cores. Based's layout (arXiv 2402.18668): layer 0 a short convolution, layer 1 the mixer."""
+    place = (SHORT_CONV, None)
+
+    def candidate(mixer: str, baseline: bool = False, **options: Any) -> Candidate:
+        spec = MixerSpec(mixer, options)
+        return _candidate((SHORT_CONV, spec), spec, (64,), baseline=baseline)
+
+    return Recipe(
+        name="quick",
+        candidates=(
+            candidate("attention", baseline=True, num_heads=1),
+            candidate("sliding_window", num_heads=1, window=16),
+            candidate("sliding_window", num_heads=1, window=32),
+            candidate("based", num_heads=1, feature_dim=4),
+            candidate("based", num_heads=1, feature_dim=8),
+            candidate("linear_attention", num_heads=1),
+            candidate("base_conv", conv_width=None, max_length=None),
+            candidate("hyena", max_length=None),
+        ),
+        place=place,
+        d_models=(64,),
+        train_sizes=(Size(64, 4), Size(64, 8), Size(128, 16)),
+        test_sizes=(Size(64, 4), Size(64, 8), Size(128, 16)),
+        together=True,
+        vocab_size=256,
+        random_non_queries=True,
+        num_examples=64 * 300,
+        max_batch=64,
+        batch_tokens=1 << 13,
+        num_evaluations=15,
+        warmup_share=0.1,
+        target_accuracy=0.997,
+        lrs=(5e-3, 1e-2),
+        seeds=(0,),
+        contexts=(128, 1024, 4096),
+        throughput_seconds=1.5,
+        num_validation=128,
+        num_test=500,
+    )
+
+
+def zoology_figure2() -> Recipe:
+    """Figure 2 of Arora et al. 2023 (arXiv 2312.04927), as in their code: one model for each size, width and rate.
+
+    Different here: examples are fresh instead of 64 passes over 100,000, so there is no dropout (published 0.1); the
+    blocks have no second norm.
+    """
+    widths = (64, 128, 256, 512)
+    long_conv = MixerSpec("base_conv", {"conv_width": None, "max_length": None})
+
+    def twice(mixer: str, **options: Any) -> tuple[tuple[MixerSpec, ...], MixerSpec]:
+        spec = MixerSpec(mixer, options)
+        return (spec, spec), spec
+
+    based = MixerSpec("based", {"num_heads": 1, "feature_dim": 8})
+    sizes = (Size(64, 4), Size(128, 8), Size(256, 16), Size(512, 64))
+    return Recipe(
+        name="zoology-figure2",
+        candidates=(
+            _candidate(
+                *twice("attention", num_heads=1, rotary_base=None), widths, baseline=True, learned_positions=True
+            ),
+            _candidate(*twice("hyena", max_length=None), widths),
+            _candidate((SHORT_CONV, long_conv), long_conv, widths),
+            _candidate((SHORT_CONV, based), based, widths),
+        ),
+        place=(None, None),
+        d_models=widths,
+        train_sizes=sizes,
+        test_sizes=sizes,
+        together=False,
+        vocab_size=8192,
+        random_non_queries=False,
+        num_examples=64 * 100_000,
+        max_batch=512,
+        batch_tokens=1 << 16,
+        num_evaluations=64,
+        lrs=_logspace(-4, -2, 4),
+        seeds=(123,),
+        contexts=(512, 2048, 8192, 32768),
+        throughput_seconds=10.0,
+        num_test=3000,
+    )
+
+
+def based_frontier() -> Recipe:
+    """Figures 2 and 3 of Arora et al. 2024 (arXiv 2402.18668): one model trained on five sizes, tested on seven.
+
+    Two of the test sizes are longer than any in training, so the mean mixes capacity with going on past the trained
+    length. Different here: examples are fresh instead of 32 passes over 180,000; a window of w sees w tokens, not
+    w + 1.
+    """
+    long_conv_widths = (64, 128, 256)
+
+    def second(mixer: str, widths: tuple[int, ...], baseline: bool = False, **options: Any) -> Candidate:
+        spec = MixerSpec(mixer, {"num_heads": 1, **options})
+        return _candidate((SHORT_CONV, spec), spec, widths, baseline=baseline)
+
+    hyena = MixerSpec("hyena", {"max_length": None})
+    return Recipe(
+        name="based-frontier",
+        candidates=(
+            second("attention", (64, 128), baseline=True, rotary_base=None),
+            *(second("sliding_window", (128,), window=2**n, rotary_base=None) for n in range(3, 11)),
+            *(second("based", (48, 64, 128), feature_dim=f) for f in (8, 16, 24)),
+            _candidate((hyena, hyena), hyena, long_conv_widths),
+        ),
+        place=(SHORT_CONV, None),
+        d_models=(64, 128),
+        train_sizes=(Size(64, 4, 5.0), Size(128, 8), Size(256, 16), Size(256, 32), Size(256, 64)),
+        test_sizes=(
+            Size(64, 4),
+            Size(64, 8),
+            Size(64, 16),
+            Size(128, 32),
+            Size(256, 64),
+            Size(512, 128),
+            Size(1024, 256),
+        ),
+        together=True,
+        vocab_size=8192,
+        random_non_queries=True,
+        num_examples=32 * 180_000,
+        max_batch=256,
+        batch_tokens=1 << 16,
+        num_evaluations=32,
+        target_accuracy=1.0,
+        lrs=_logspace(-3, -1.5, 4),
+        seeds=(123,),
+        contexts=(1024, 4096, 16384),
+        throughput_seconds=10.0,
+    )
+
+
+def _with_length(spec: MixerSpec, length: int) -> MixerSpec:
+    given = {"max_length": length} if "max_length" in spec.options else {}
+    return MixerSpec(spec.name, {**spec.options, **given})
+
+
+def _candidate(
+    layers: tuple[MixerSpec, ...],
+    judged: MixerSpec,
+    d_models: tuple[int, ...],
+    *,
+    baseline: bool = False,
+    learned_positions: bool = False,
+) -> Candidate:
+    options = {name: value for name, value in judged.options.items() if name != "max_length"}
+    return Candidate(
+        mixer=judged.name,
+        options=options,
+        layers=layers,
+        d_models=d_models,
+        baseline=baseline,
+        learned_positions=learned_positions,
+    )
+
+
+def _logspace(first: float, last: float, count: int) -> tuple[float, ...]:
+    return tuple(round(10 ** (first + (last - first) * i / (count - 1)), 6) for i in range(count))
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "quick": quick,
+    "zoology-figure2": zoology_figure2,
+    "based-frontier": based_frontier,
+}

@@ -1,0 +1,238 @@
+"""Training and testing of a model on tasks. Nothing here knows a mixer or a task by name."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ._cross_entropy import linear_argmax, linear_cross_entropy
+from .model import TinyLM
+from .tasks import Batch, Task
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TEST_TOKENS = 1 << 14  # of one batch of a test: small enough for any machine, large enough to be efficient
+TRAINING_STREAM, VALIDATION_STREAM, TEST_STREAM = range(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Part of the training data; each step takes one batch from one segment, drawn by share."""
+
+    task: Task
+    batch_size: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a model is trained. Examples are fresh at every step.
+
+    steps: at most so many updates; the learning rate rises for `warmup_steps` and falls as a cosine to 0 at `steps`.
+    target_accuracy: stop when the mean accuracy over the test tasks, on validation examples, reaches it.
+    evaluate_every: updates between two validations; each writes a point of the curve and a checkpoint.
+    num_validation, num_test: examples of each test task.
+    """
+
+    steps: int
+    warmup_steps: int
+    evaluate_every: int
+    num_validation: int
+    num_test: int
+    target_accuracy: float = 1.0
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        for name in ("steps", "evaluate_every", "num_validation", "num_test"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Schedule: {name} must be at least 1, got {getattr(self, name)}")
+
+    def lr_factor(self, step: int) -> float:
+        """Share of the peak learning rate that update `step` (from 0) uses."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where training stood at one validation; `loss` is the mean since the point before, None if it overflowed."""
+
+    step: int
+    loss: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a training."""
+
+    steps: int
+    accuracies: list[float]  # one for each test task
+    curve: list[Point]
+    diverged: bool
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.accuracies) / len(self.accuracies)
+
+
+def train(
+    model: TinyLM,
+    segments: Sequence[Segment],
+    tests: Sequence[Task],
+    schedule: Schedule,
+    *,
+    lr: float,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, float | None], None] = lambda step, accuracy: None,
+) -> Run:
+    """Train `model` in place, where it is, and test it.
+
+    The seed decides all data; with the same number of threads on a CPU the same seed gives the same bits. If
+    `checkpoint` exists, training goes on from it and ends in the same bits as if it had never stopped.
+
+    Args:
+        segments: what is trained on.
+        tests: what is validated and tested on.
+        lr: peak learning rate.
+        dtype: float32, or bfloat16 for autocast; parameters stay float32.
+        checkpoint: file to go on from and to write at every validation.
+        on_step: told the number of updates done and the last validation's accuracy.
+    """
+    device = next(model.parameters()).device
+    data = stream(seed, TRAINING_STREAM)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=schedule.weight_decay, fused=True)
+    progress = _Progress()
+    if checkpoint is not None and checkpoint.exists():
+        progress = _load(checkpoint, model, optimizer, data, device)
+    started = time.perf_counter() - progress.seconds
+    losses = []
+    model.train()
+    while progress.step < schedule.steps and not progress.finished:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * schedule.lr_factor(progress.step)
+        losses.append(update(model, optimizer, _draw(segments, data), schedule.clip_norm, dtype))
+        progress.step += 1
+        if progress.step % schedule.evaluate_every == 0 or progress.step == schedule.steps:
+            loss = torch.stack(losses).mean().item()
+            losses.clear()
+            accuracies = evaluate(model, tests, schedule.num_validation, stream(seed, VALIDATION_STREAM), dtype=dtype)
+            progress.add(loss, sum(accuracies) / len(accuracies), schedule.target_accuracy)
+            progress.seconds = time.perf_counter() - started
+            if checkpoint is not None:
+                _save(checkpoint, model, optimizer, data, progress)
+        on_step(progress.step, progress.curve[-1].accuracy if progress.curve else None)
+    accuracies = evaluate(model, tests, schedule.num_test, stream(seed, TEST_STREAM), dtype=dtype)
+    return Run(progress.step, accuracies, progress.curve, progress.diverged, time.perf_counter() - started)
+
+
+def update(
+    model: TinyLM, optimizer: torch.optim.Optimizer, batch: Batch, clip_norm: float, dtype: torch.dtype
+) -> Tensor:
+    """One optimiser step on the loss where an answer is due; returns that loss."""
+    device = model.embedding.weight.device
+    with _autocast(device, dtype):
+        hidden = model(batch.inputs.to(device), batch.positions.to(device))
+        loss = linear_cross_entropy(hidden, model.embedding.weight, batch.answers.to(device))
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def evaluate(
+    model: TinyLM, tasks: Sequence[Task], num_examples: int, generator: torch.Generator, *, dtype: torch.dtype
+) -> list[float]:
+    """Share of answers that are right, for each task."""
+    model.eval()
+    accuracies = [_accuracy(model, task, num_examples, generator, dtype) for task in tasks]
+    model.train()
+    return accuracies
+
+
+def stream(seed: int, purpose: int) -> torch.Generator:
+    """A random stream of its own for each purpose of a seed; the global one is left alone."""
+    return torch.Generator().manual_seed((seed << 8) + purpose)
+
+
+def seeded_model(build: Callable[[], TinyLM], seed: int) -> TinyLM:
+    """Build a model whose initial parameters `seed` decides; PyTorch's global stream stays where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build()
+
+
+def _accuracy(model: TinyLM, task: Task, num_examples: int, generator: torch.Generator, dtype: torch.dtype) -> float:
+    device = model.embedding.weight.device
+    batch_size = max(1, TEST_TOKENS // task.seq_len)
+    right = total = 0
+    for start in range(0, num_examples, batch_size):
+        batch = task.sample(min(batch_size, num_examples - start), generator)
+        with _autocast(device, dtype):
+            hidden = model(batch.inputs.to(device), batch.positions.to(device))
+            guesses = linear_argmax(hidden, model.embedding.weight)
+        right += (guesses == batch.answers.to(device)).sum().item()
+        total += len(batch.positions)
+    return right / total
+
+
+def _draw(segments: Sequence[Segment], generator: torch.Generator) -> Batch:
+    shares = torch.tensor([segment.share for segment in segments])
+    segment = segments[int(torch.multinomial(shares, 1, generator=generator))]
+    return segment.task.sample(segment.batch_size, generator)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32)
+
+
+@dataclass
+class _Progress:
+    """Where a training stands, apart from parameters and random streams."""
+
+    step: int = 0
+    curve: list[Point] = None
+    finished: bool = False
+    diverged: bool = False
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        self.curve = [Point(**point) if isinstance(point, dict) else point for point in self.curve or []]
+
+    def add(self, loss: float, accuracy: float, target: float):
+        self.diverged = not math.isfinite(loss)
+        self.curve.append(Point(self.step, None if self.diverged else loss, accuracy))
+        self.finished = self.diverged or accuracy >= target
+
+
+def _save(path: Path, model: TinyLM, optimizer: torch.optim.Optimizer, data: torch.Generator, progress: _Progress):
+    """Write beside the old checkpoint, then put it in its place: a kill leaves one or the other, whole."""
+    beside = path.with_suffix(".new")
+    with beside.open("wb") as file:
+        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data.get_state()}
+        torch.save(content | {"progress": asdict(progress)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _load(
+    path: Path, model: TinyLM, optimizer: torch.optim.Optimizer, data: torch.Generator, device: torch.device
+) -> _Progress:
+    content = torch.load(path, map_location=device, weights_only=True)
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    data.set_state(content["data"].cpu())
+    return _Progress(**content["progress"])

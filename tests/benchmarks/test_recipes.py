@@ -1,0 +1,88 @@
+"""The recipes say what was published, and each can be built."""
+
+from dataclasses import FrozenInstanceError, asdict
+
+import pytest
+import torch
+
+from subquad.benchmarks.recipes import RECIPES, Size, based_frontier, quick, zoology_figure2
+from subquad.mixers import HYBRIDS, MIXERS
+
+ALL = pytest.mark.parametrize("recipe", [make() for make in RECIPES.values()], ids=RECIPES)
+
+
+@ALL
+def test_every_model_of_a_recipe_can_be_built(recipe):
+    length = max(size.seq_len for size in recipe.test_sizes)
+    for candidate in recipe.candidates:
+        for d_model in candidate.d_models:
+            with torch.device("meta"):
+                model = candidate.build(d_model, recipe.vocab_size, length)
+            assert len(model.blocks) == 2
+
+
+@ALL
+def test_a_recipe_is_named_frozen_and_has_one_baseline(recipe):
+    assert RECIPES[recipe.name]() == recipe
+    assert {candidate.mixer for candidate in recipe.candidates if candidate.baseline} == {"attention"}
+    with pytest.raises(FrozenInstanceError):
+        recipe.lrs = ()
+
+
+@ALL
+def test_candidates_differ_and_are_called_what_they_are(recipe):
+    described = [asdict(candidate) for candidate in recipe.candidates]
+    assert all(described.count(one) == 1 for one in described)
+    for candidate in recipe.candidates:
+        assert candidate.mixer in {layer.name for layer in candidate.layers}
+        assert "max_length" not in candidate.options
+
+
+@ALL
+@pytest.mark.parametrize("mixer", [*MIXERS, *HYBRIDS])
+def test_any_mixer_can_take_part(recipe, mixer):
+    for candidate in recipe.candidates_of(mixer):
+        with torch.device("meta"):
+            candidate.build(candidate.d_models[0], 64, length=32)
+        assert candidate.mixer == mixer
+
+
+def test_models_learn_at_the_length_they_are_built_for():
+    hyena = quick().candidates_of("hyena")[0].build(8, 16, length=40)
+    assert hyena.blocks[1].mixer.max_length == 40
+    attention = zoology_figure2().candidates[0].build(8, 16, length=40)
+    assert attention.num_positions == 40
+
+
+def test_figure2_is_the_published_setting():
+    recipe = zoology_figure2()
+    problems = recipe.problems()
+    assert [(p.tests[0].seq_len, p.tests[0].num_pairs) for p in problems] == [(64, 4), (128, 8), (256, 16), (512, 64)]
+    assert [p.segments[0].batch_size for p in problems] == [512, 512, 256, 128]
+    assert [p.schedule.steps for p in problems] == [12_500, 12_500, 25_000, 50_000]
+    assert all(not p.tests[0].random_non_queries and p.tests[0].vocab_size == 8192 for p in problems)
+    assert recipe.lrs == (1e-4, 0.000464, 0.002154, 1e-2)
+    assert all(candidate.d_models == (64, 128, 256, 512) for candidate in recipe.candidates)
+
+
+def test_based_frontier_is_the_published_setting():
+    recipe = based_frontier()
+    (problem,) = recipe.problems()
+    assert [(task.seq_len, task.num_pairs) for task in problem.tests] == [
+        (64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)
+    ]  # fmt: skip
+    assert [segment.share for segment in problem.segments] == [5, 1, 1, 1, 1]
+    assert {segment.batch_size for segment in problem.segments} == {256}
+    assert problem.schedule.steps == 22_500 and all(task.random_non_queries for task in problem.tests)
+    windows = [dict(candidate.options)["window"] for candidate in recipe.candidates_of("sliding_window")]
+    assert windows == [8, 16, 32, 64, 128, 256, 512, 1024]
+    assert [candidate.options["feature_dim"] for candidate in recipe.candidates_of("based")] == [8, 16, 24]
+
+
+def test_sizes_and_widths_replace_the_recipes_own():
+    recipe = quick().with_sizes((Size(16, 2), Size(32, 4))).with_widths((8, 16))
+    (problem,) = recipe.problems()
+    assert [(task.seq_len, task.num_pairs) for task in problem.tests] == [(16, 2), (32, 4)]
+    assert [segment.task for segment in problem.segments] == list(problem.tests)
+    assert all(candidate.d_models == (8, 16) for candidate in recipe.candidates)
+    assert recipe.candidates_of("rebased")[0].d_models == (8, 16)

@@ -1,0 +1,177 @@
+"""The trainer: what the seed decides, where it stops, and that a stop in between leaves no trace."""
+
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from subquad.benchmarks import training
+from subquad.benchmarks.model import TinyLM
+from subquad.benchmarks.tasks import MQAR, TASKS
+from subquad.benchmarks.training import Schedule, Segment, evaluate, seeded_model, stream, train, update
+from subquad.mixers import MIXERS, build_layers
+
+TINY = MQAR(num_pairs=1, seq_len=8, vocab_size=8, random_non_queries=False)
+SHORT = replace(TINY, seq_len=4)
+SEGMENTS = (Segment(task=TINY, batch_size=8), Segment(task=SHORT, batch_size=4, share=0.5))
+SCHEDULE = Schedule(steps=12, warmup_steps=2, evaluate_every=4, num_validation=16, num_test=32)
+
+
+def make_model(seed: int = 0) -> TinyLM:
+    return seeded_model(lambda: TinyLM(build_layers("base_conv,attention", 16, 2), 16, vocab_size=8), seed)
+
+
+def run(model: TinyLM, schedule: Schedule = SCHEDULE, **options) -> training.Run:
+    settings = {"lr": 1e-2, "seed": 0} | options
+    return train(model, SEGMENTS, (TINY, SHORT), schedule, **settings)
+
+
+def parameters(model: TinyLM) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(model.parameters())
+
+
+def results(found: training.Run) -> dict:
+    """All but the time it took."""
+    return {name: value for name, value in asdict(found).items() if name != "seconds"}
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(last: int):
+    def on_step(step, accuracy):
+        if step == last:
+            raise Interrupted
+
+    return on_step
+
+
+def test_it_learns_and_stops_at_the_target():
+    schedule = Schedule(
+        steps=400, warmup_steps=10, evaluate_every=20, num_validation=64, num_test=64, target_accuracy=0.99
+    )
+    found = run(make_model(), schedule)
+    assert found.steps < 400 and found.accuracy > 0.95 and len(found.accuracies) == 2
+    assert found.curve[-1].accuracy >= 0.99 > found.curve[-2].accuracy
+    assert found.curve[-1].loss < found.curve[0].loss
+    assert [point.step for point in found.curve] == list(range(20, found.steps + 1, 20))
+
+
+def test_seed_decides_everything_and_the_global_rng_nothing():
+    before = torch.get_rng_state()
+    models = [make_model(), make_model(), make_model()]
+    runs = [run(models[0]), run(models[1]), run(models[2], seed=1)]
+    assert torch.equal(parameters(models[0]), parameters(models[1])) and results(runs[0]) == results(runs[1])
+    assert not torch.equal(parameters(models[0]), parameters(models[2]))
+    assert not torch.equal(parameters(make_model(0)), parameters(make_model(1)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("stops", [(1,), (6,), (3, 9), (11, 12)], ids=str)
+def test_a_run_that_was_interrupted_ends_in_the_same_bits(stops, tmp_path):
+    unbroken, model, checkpoint = make_model(), make_model(), tmp_path / "run.pt"
+    expected = run(unbroken)
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            run(model, checkpoint=checkpoint, on_step=interrupt_at(stop))
+        model = make_model(seed=7 if checkpoint.exists() else 0)  # what it holds does not matter once one is written
+    steps = []
+    found = run(model, checkpoint=checkpoint, on_step=lambda step, accuracy: steps.append(step))
+    assert torch.equal(parameters(model), parameters(unbroken)) and results(found) == results(expected)
+    resumed_at = {(1,): 0, (6,): 4, (3, 9): 8, (11, 12): 12}[stops]
+    assert steps == list(range(resumed_at + 1, 13))
+
+
+def test_an_interrupted_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        run(make_model(), checkpoint=path, on_step=interrupt_at(5))
+    before = path.read_bytes()
+
+    def save_half(content, file):
+        file.write(b"half")
+        raise Interrupted
+
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(Interrupted):
+        run(make_model(), checkpoint=path)
+    assert path.read_bytes() == before
+
+
+def test_divergence_is_a_result_and_no_crash():
+    found = run(make_model(), lr=float("inf"))
+    assert found.diverged and found.steps == 4
+    assert found.curve[-1].loss is None and 0 <= found.accuracy <= 1
+
+
+def test_bfloat16_changes_the_run_and_keeps_float32_parameters():
+    model, other = make_model(), make_model()
+    assert results(run(model, dtype=torch.bfloat16)) != results(run(other))
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_clipping_bounds_the_gradient():
+    model = make_model()
+    batch = TINY.sample(8, stream(0, 0))
+    update(model, torch.optim.SGD(model.parameters(), lr=0.0), batch, 1e-3, torch.float32)
+    norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_learning_rate_rises_then_falls_as_a_cosine():
+    schedule = replace(SCHEDULE, steps=110, warmup_steps=10)
+    factors = [schedule.lr_factor(step) for step in range(110)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1 and factors[60] == pytest.approx(0.5) and 0 < factors[-1] < 1e-3
+    assert replace(schedule, warmup_steps=0).lr_factor(0) == 1
+
+
+@pytest.mark.parametrize("name", ["steps", "evaluate_every", "num_validation", "num_test"])
+def test_a_schedule_without_anything_to_do_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        replace(SCHEDULE, **{name: 0})
+
+
+class Oracle(nn.Module):
+    """Answers from the task's own solution, `shift` tokens beside it."""
+
+    def __init__(self, task: MQAR, shift: int):
+        super().__init__()
+        self.task, self.shift = task, shift
+        self.embedding = nn.Embedding.from_pretrained(torch.eye(task.vocab_size))
+
+    def forward(self, tokens, at):
+        answers = self.task.solve(tokens).flatten()[at]
+        return self.embedding((answers + self.shift) % self.task.vocab_size)
+
+
+@pytest.mark.parametrize("shift, accuracy", [(0, 1.0), (1, 0.0)])
+def test_accuracy_is_the_share_of_right_answers(shift, accuracy):
+    task = MQAR(num_pairs=3, seq_len=16, vocab_size=16)
+    assert evaluate(Oracle(task, shift), (task,), 50, stream(0, 0), dtype=torch.float32) == [accuracy]
+
+
+def test_a_test_is_the_same_in_batches_of_any_size(monkeypatch):
+    """The number of examples counts, not how they are cut."""
+    seen = []
+    monkeypatch.setattr(training, "TEST_TOKENS", 3 * TINY.seq_len)
+    monkeypatch.setattr(TINY.__class__, "sample", _counting(TINY.__class__.sample, seen))
+    evaluate(make_model(), (TINY,), 10, stream(0, 0), dtype=torch.float32)
+    assert seen == [3, 3, 3, 1]
+
+
+def _counting(sample, seen):
+    def counted(self, n, generator):
+        seen.append(n)
+        return sample(self, n, generator)
+
+    return counted
+
+
+def test_the_trainer_names_no_mixer_and_no_task():
+    words = set(re.findall(r"\w+", Path(training.__file__).read_text().lower()))
+    assert not words & {*MIXERS, *TASKS}
