@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.library import custom_op, infer_schema
+from torch.nn import Parameter
 
 
 def differentiable(

@@ -35,10 +35,14 @@ def unify(where: str, *tensors: Tensor, wide: tuple[Tensor | None, ...] = ()) ->
 
 def can_look(x: Tensor) -> bool:
     """Values are checked where looking is free: not on a GPU (it would stall the queue), not while tracing."""
-    return not torch.compiler.is_compiling() and x.device.type == "cpu" and not isinstance(x, torch._subclasses.FakeTensor)
+    return (
+        not torch.compiler.is_compiling() and x.device.type == "cpu" and not isinstance(x, torch._subclasses.FakeTensor)
+    )
 
 
 def check_log_decay(where: str, log_decay: Tensor | None) -> None:
-    if log_decay is not None and can_look(log_decay) and not (log_decay <= 0).all():
-        worst = log_decay.max().item()
+    if log_decay is None or not can_look(log_decay):
+        return
+    worst = log_decay.detach().max().item()  # NaN if there is one
+    if not worst <= 0:
         raise ValueError(f"{where}: log_decay must be <= 0 (decay = exp(log_decay) <= 1), got {worst:.4g}")

@@ -40,7 +40,7 @@ def one_sequence(x: Tensor | None, axes: str, row: int, span: slice) -> Tensor |
     if x is None:
         return None
     letters = axes.split()
-    if "t" in letters:
+    if "t" in letters or "s" in letters:  # s is the time of keys; packed, they have the borders of their queries
         return x[:, span]
     return x[row : row + 1] if letters[0] == "n" else x
 

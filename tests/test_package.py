@@ -31,7 +31,9 @@ def installed(tmp_path_factory) -> Path:
 def test_wheel_holds_every_source_file(installed):
     for room in ("kernels", "mixers", "benchmarks"):
         here = {path.relative_to(ROOT / room) for path in (ROOT / room).rglob("*.py")}
-        there = {path.relative_to(installed / "subquad" / room) for path in (installed / "subquad" / room).rglob("*.py")}
+        there = {
+            path.relative_to(installed / "subquad" / room) for path in (installed / "subquad" / room).rglob("*.py")
+        }
         assert here == there
     assert (installed / "subquad" / "py.typed").exists()
 
@@ -73,7 +75,9 @@ def test_import_loads_no_extra_and_changes_no_setting(tmp_path):
 
 
 def test_command_line_answers_from_anywhere(tmp_path):
-    result = subprocess.run([sys.executable, "-P", "-m", "subquad", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "subquad", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     for command in ("recall", "throughput", "report", "check", "list"):
         assert command in result.stdout

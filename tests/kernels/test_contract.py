@@ -61,7 +61,9 @@ def test_reference_passes_gradcheck(op):
             continue
         leaves = {name: x.requires_grad_() for name, x in inputs.items() if is_real(x)}
         assert torch.autograd.gradcheck(
-            lambda *xs, names=tuple(leaves), rest=inputs: call(op, "reference", rest | dict(zip(names, xs, strict=True))),
+            lambda *xs, names=tuple(leaves), rest=inputs: call(
+                op, "reference", rest | dict(zip(names, xs, strict=True))
+            ),
             tuple(leaves.values()),
             fast_mode=True,
         )
@@ -101,7 +103,9 @@ def test_halves_with_state_equal_whole(op, dims, backend):
         if not split:
             return call(op, backend, leaves)
         timed = {name for name, x in leaves.items() if is_real(x) and "t" in axes(op, name)}
-        first, second = ({n: x[:, part] if n in timed else x for n, x in leaves.items()} for part in (slice(cut), slice(cut, None)))
+        first, second = (
+            {n: x[:, part] if n in timed else x for n, x in leaves.items()} for part in (slice(cut), slice(cut, None))
+        )
         y1, state = call(op, backend, first)
         y2, state = call(op, backend, second | {"state": state})
         return torch.cat([y1, y2], dim=1), state
@@ -219,7 +223,9 @@ def test_bad_calls_say_what_is_wrong(op):
     dims = next(case.values[1] for case in cases() if case.values[0] == op)
     inputs = make_inputs(op, dims, torch.float32)
     first, second = [name for name, x in inputs.items() if is_real(x)][:2]
-    with pytest.raises(ValueError, match=rf"{op}: unknown backend 'cuda'; expected one of auto, triton, torch, reference"):
+    with pytest.raises(
+        ValueError, match=rf"{op}: unknown backend 'cuda'; expected one of auto, triton, torch, reference"
+    ):
         call(op, "cuda", inputs)
     with pytest.raises(ValueError, match=rf"{op}: dtypes do not mix, expected one dtype, got .*float16.*"):
         call(op, "auto", inputs | {second: inputs[second].half()})
