@@ -66,7 +66,8 @@ def differentiable(
 
     def backward_of(ctx, grads):
         saved = list(ctx.saved_tensors)
-        inputs = [saved.pop(0) if is_tensor else option for is_tensor, option in zip(ctx.tensors, ctx.options, strict=True)]
+        places = zip(ctx.tensors, ctx.options, strict=True)
+        inputs = [saved.pop(0) if is_tensor else option for is_tensor, option in places]
         found = iter(backward_op(list(grads[:num_outputs]), saved, *inputs))
         gradients = [next(found) if _is_differentiable(x) else None for x in inputs[:num_tensors]]
         return (*gradients, *[None] * (len(inputs) - num_tensors))

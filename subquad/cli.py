@@ -85,15 +85,19 @@ def recall(
     return 0
 
 
-def report(folder: Path, /) -> int:
+def report(folder: Path, /, markdown: bool = False) -> int:
     """Make the table, frontier.png and report.html again from a folder's records alone.
 
     Args:
         folder: what `subquad recall` wrote to.
+        markdown: print the table as markdown instead, and write nothing.
     """
-    from subquad.benchmarks.report import print_table, write_report
+    from subquad.benchmarks.report import markdown_table, print_table, write_report
 
     try:
+        if markdown:
+            print(markdown_table(folder))
+            return 0
         written = write_report(folder)
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(error) from None

@@ -53,7 +53,8 @@ def test_nothing_is_caught_blindly():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else "everything"
-                assert caught not in ("everything", "Exception", "BaseException"), f"{path}:{node.lineno} catches {caught}"
+                where = f"{path}:{node.lineno}"
+                assert caught not in ("everything", "Exception", "BaseException"), f"{where} catches {caught}"
 
 
 def test_no_environment_variable_is_read_but_tritons_own():
