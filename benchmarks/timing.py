@@ -21,7 +21,8 @@ import torch
 MAX_WAITING = 0.04  # share of a sample that threads may spend waiting for a core before it counts as disturbed
 MIN_SECONDS = 0.004  # a shorter candidate is repeated inside one sample, for the clock's own cost not to matter
 MAX_REPEATS = 1000
-WARM_AGAIN_SECONDS = 1.0
+WARM_AGAIN_SECONDS, MAX_WARM_UPS = 1.0, 8
+STEADY = 0.8  # a call that takes at least this share of the one before it is warm
 FLUSH_BYTES = 256 << 20  # larger than the L2 cache of any GPU, so every repetition starts from device memory
 TASKS = Path("/proc/self/task")
 
@@ -178,10 +179,13 @@ def _quiet_profiler() -> Iterator[None]:
 
 
 def _warm_up(run: Callable[[], object], clock: Clock) -> int:
-    """How often to repeat `run` in one sample. A first call may compile or plan, so a fast one is measured again."""
-    seconds = clock.measure(run, 1).seconds
-    if seconds < WARM_AGAIN_SECONDS:
-        seconds = clock.measure(run, 1).seconds
+    """How often to repeat `run` in one sample. First calls may compile, plan or touch fresh memory, so a fast
+    candidate is called until that no longer makes it faster."""
+    before, seconds = math.inf, clock.measure(run, 1).seconds
+    for _ in range(MAX_WARM_UPS):
+        if seconds > WARM_AGAIN_SECONDS or seconds > STEADY * before:
+            break
+        before, seconds = seconds, clock.measure(run, 1).seconds
     return min(MAX_REPEATS, max(1, math.ceil(MIN_SECONDS / max(seconds, 1e-9))))
 
 
