@@ -139,7 +139,8 @@ def compile_all(
     parts = [(op, target, dtype, widths) for op in ops for target in targets for dtype in dtypes]
     context = multiprocessing.get_context("spawn")  # Triton's compiler has threads, which a fork would break
     found = []
-    with ProcessPoolExecutor(min(processes, len(parts)), mp_context=context) as pool:
+    # A process for each part: what one part has compiled, the next would try to launch.
+    with ProcessPoolExecutor(min(processes, len(parts)), mp_context=context, max_tasks_per_child=1) as pool:
         futures = [pool.submit(compile_part, *part) for part in parts]
         for done, future in enumerate(as_completed(futures), start=1):
             found += future.result()
