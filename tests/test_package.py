@@ -1,5 +1,6 @@
 """The package as a user gets it: a wheel installed in another folder, and a machine that lacks the extras."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,9 +20,10 @@ def run(code: str, *, cwd: Path, path: Path | None = None) -> subprocess.Complet
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The wheel, built from this checkout and unpacked into an empty folder."""
+    """The wheel, built from a copy of this checkout, for two test processes may build, and unpacked elsewhere."""
     place = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(place), str(ROOT)]
+    source = shutil.copytree(ROOT, place / "source", ignore=shutil.ignore_patterns(".*", "build", "runs", "*.egg-info"))
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(place), str(source)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = place.glob("subquad-*.whl")
     zipfile.ZipFile(wheel).extractall(place / "site")
