@@ -26,6 +26,7 @@ LONG = 1024  # keys from which a transposed copy pays, and oneDNN's products ins
 
 fused_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+softmax_backward = torch.ops.aten._softmax_backward_data.out
 
 
 @dataclass(frozen=True)
@@ -107,21 +108,12 @@ class _Tiled:
                 yield _Tile(slice(head, min(head + num_heads, n)), slice(start, start + rows), keys)
             start += rows
 
-    def transposed(self, x: Tensor) -> Tensor:
-        """(n, s, d) -> (n, d, s); copied if long, for oneDNN multiplies by a transposed matrix at half the speed."""
-        if x.shape[1] < LONG or _is_few(self.q.shape[2], self.q.shape[1]):
-            return x.transpose(1, 2)
-        y = x.new_empty(x.shape[0], x.shape[2], x.shape[1])
-        for source, target in zip(x, y, strict=True):
-            target.copy_(source.t())  # matrix by matrix: PyTorch copies one blockwise, a batch of them not
-        return y
-
-    def scores(self, tile: _Tile, keys_t: Tensor) -> Tensor:
+    def scores(self, tile: _Tile) -> Tensor:
         """(heads, rows, keys), capped, not masked; with sinks one column more, still empty."""
         q = _rows_of(self.q, tile)
         scores = q.new_empty(*q.shape[:2], tile.num_keys + (self.sinks is not None))
         seen = scores[..., : tile.num_keys]
-        torch.bmm(q, keys_t[tile.heads, :, tile.keys], out=seen)
+        torch.bmm(q, self.k[tile.heads, tile.keys].mT, out=seen)
         if self.softcap is not None:
             seen.div_(self.softcap).tanh_().mul_(self.softcap)
         return scores
@@ -132,7 +124,7 @@ class _Tiled:
         self._hide_invisible(tile, scores[..., : tile.num_keys])
         if self.sinks is not None:
             scores[..., -1] = self.sinks[tile.heads, :, None]
-        weights = torch.softmax(scores, dim=-1)
+        weights = torch.softmax(scores, dim=-1, out=scores)
         if self.starts is not None:
             row = torch.arange(tile.rows.start, tile.rows.stop, device=scores.device) + self.before
             sees_nothing = row < self.starts[tile.heads, None]
@@ -203,36 +195,34 @@ def _backward(
 
 def _tiled_forward(tiled: _Tiled) -> Tensor:
     """y (n, r, t, v)."""
-    keys_t = tiled.transposed(tiled.k)
     y = tiled.q.new_empty(*tiled.q.shape[:3], tiled.v.shape[2])
     for tile in tiled.tiles():
-        weights = tiled.weights(tile, tiled.scores(tile, keys_t))
+        weights = tiled.weights(tile, tiled.scores(tile))
         _write_rows(y, tile, torch.bmm(weights[..., : tile.num_keys], tiled.v[tile.heads, tile.keys]))
     return y
 
 
 def _tiled_backward(tiled: _Tiled, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """dq (n, r, t, k) of the scaled queries, dk (n, s, k), dv (n, s, v), dsinks (n, r)."""
-    keys_t, values_t = tiled.transposed(tiled.k), tiled.transposed(tiled.v)
     dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (tiled.q, tiled.k, tiled.v))
     dsinks = None if tiled.sinks is None else torch.zeros_like(tiled.sinks)
     for tile in tiled.tiles():
         dy_tile = _rows_of(dy, tile)
-        scores = tiled.scores(tile, keys_t)
+        scores = tiled.scores(tile)
         slope = None if tiled.softcap is None else 1 - (scores[..., : tile.num_keys] / tiled.softcap).square()
         weights = tiled.weights(tile, scores)
-        dv[tile.heads, tile.keys].baddbmm_(weights[..., : tile.num_keys].transpose(1, 2), dy_tile)
+        dv[tile.heads, tile.keys] += torch.bmm(weights[..., : tile.num_keys].mT, dy_tile)
         dweights = torch.empty_like(weights)
         dweights[..., tile.num_keys :] = 0.0  # a sink gives no value
-        torch.bmm(dy_tile, values_t[tile.heads, :, tile.keys], out=dweights[..., : tile.num_keys])
-        dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+        torch.bmm(dy_tile, tiled.v[tile.heads, tile.keys].mT, out=dweights[..., : tile.num_keys])
+        dscores = softmax_backward(dweights, weights, -1, weights.dtype, grad_input=dweights)
         if dsinks is not None:
             dsinks[tile.heads] += dscores[..., -1].unflatten(1, (-1, tile.num_rows)).sum(2)
         dscores = dscores[..., : tile.num_keys]
         if slope is not None:
             dscores = dscores * slope
         _write_rows(dq, tile, torch.bmm(dscores, tiled.k[tile.heads, tile.keys]))
-        dk[tile.heads, tile.keys].baddbmm_(dscores.transpose(1, 2), _rows_of(tiled.q, tile))
+        dk[tile.heads, tile.keys] += torch.bmm(dscores.mT, _rows_of(tiled.q, tile))
     return dq, dk, dv, dsinks
 
 

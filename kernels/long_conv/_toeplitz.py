@@ -1,6 +1,6 @@
 """long_conv for short sequences in PyTorch: a channel's filter is a triangular Toeplitz matrix for the whole batch.
 
-The product wants the batch last; rows are gated and turned round in parts that stay in cache.
+The product wants time last; sequences are gated and turned round in parts that stay in cache.
 """
 
 from collections.abc import Iterator
@@ -33,14 +33,14 @@ def toeplitz_forward(
     t = x.shape[1]
     for channels, parts in _parts(x):
         matrices = _matrices(taps[channels], t)
-        for part, place in parts:
-            u = _turned(gated(x, pre_gate, part, taps.dtype), turned_u[place])
-            conv = _turned_back(torch.bmm(matrices, u))
+        for part in parts:
+            u = _turned(gated(x, pre_gate, part, taps.dtype), turned_u, part)
+            conv = torch.bmm(u, matrices.mT)
             if post_gate is None:
-                y[part] = conv
+                y[part] = _turned_back(conv)
             else:
-                z[part] = conv
-                torch.mul(conv, post_gate[part], out=y[part])
+                z[part] = _turned_back(conv)
+                torch.mul(z[part], post_gate[part], out=y[part])
 
 
 def toeplitz_backward(
@@ -59,48 +59,37 @@ def toeplitz_backward(
     """Fill the gradients that are not None; dtaps is (d, n) as taps are."""
     t = x.shape[1]
     for channels, parts in _parts(x):
-        transposed = _matrices(taps[channels], t).mT
-        dmatrices = torch.zeros_like(transposed)
-        for part, place in parts:
-            dconv = gated(dy, post_gate, part, taps.dtype)
-            dconv = _turned(dconv, torch.empty_like(turned_u[place]))
-            dmatrices.baddbmm_(dconv, _as_turned(turned_u[place], x[part].shape).mT)
-            du = _turned_back(torch.bmm(transposed, dconv))
+        matrices = _matrices(taps[channels], t)
+        dmatrices = taps.new_zeros(matrices.shape)
+        for part in parts:
+            rows, _, _ = part
+            dconv = gated(dy, post_gate, part, taps.dtype).transpose(1, 2).contiguous().transpose(0, 1)
+            dmatrices.baddbmm_(dconv.mT, turned_u[rows, channels].transpose(0, 1))
+            du = _turned_back(torch.bmm(dconv, matrices)).contiguous()
             write_gradients(du, dy, z, x, pre_gate, part, dx, dpre, dpost)
         dtaps[channels] = _sum_diagonals(dmatrices)[:, : dtaps.shape[1]]
 
 
-def _parts(x: Tensor) -> Iterator[tuple[slice, list[tuple[Part, slice]]]]:
-    """For each block of channels: (channels, [(a part of x, its place in turned_u)])."""
+def _parts(x: Tensor) -> Iterator[tuple[slice, list[Part]]]:
+    """For each block of channels: (channels, [a part of x])."""
     b, t, d = x.shape
-    end = 0
     for c in range(0, d, CHANNELS):
-        width = min(CHANNELS, d - c)
-        step = max(1, BLOCK_ELEMENTS // (t * width))
-        parts = []
-        for r in range(0, b, step):
-            start, end = end, end + min(step, b - r) * t * width
-            parts.append(((slice(r, r + step), slice(None), slice(c, c + CHANNELS)), slice(start, end)))
-        yield slice(c, c + CHANNELS), parts
+        channels = slice(c, min(c + CHANNELS, d))
+        step = max(1, BLOCK_ELEMENTS // (t * (channels.stop - channels.start)))
+        yield channels, [(slice(r, r + step), slice(None), channels) for r in range(0, b, step)]
 
 
-def _as_turned(place: Tensor, shape: torch.Size) -> Tensor:
-    """A place of turned_u that holds a part of shape (b, t, c), as (c, t, b)."""
-    b, t, c = shape
-    return place.view(t, c, b).transpose(0, 1)
-
-
-def _turned(x: Tensor, place: Tensor) -> Tensor:
-    """(b, t, c) -> (c, t, b), by one transposition of a matrix into `place`."""
-    b, t, c = x.shape
-    place.view(t * c, b).copy_(x.view(b, t * c).T)
-    return _as_turned(place, x.shape)
+def _turned(x: Tensor, turned: Tensor, part: Part) -> Tensor:
+    """Put (r, t, c) into its place in `turned` (b, d, t) and return that as (c, r, t): a matrix of rows a channel."""
+    rows, _, channels = part
+    place = turned[rows, channels]
+    place.copy_(x.transpose(1, 2))
+    return place.transpose(0, 1)
 
 
 def _turned_back(x: Tensor) -> Tensor:
-    """(c, t, b) -> (b, t, c)"""
-    c, t, b = x.shape
-    return x.transpose(0, 1).reshape(t * c, b).T.contiguous().view(b, t, c)
+    """View (c, r, t) as (r, t, c)."""
+    return x.permute(1, 2, 0)
 
 
 def _matrices(taps: Tensor, t: int) -> Tensor:

@@ -15,7 +15,7 @@ from . import SHAPES
 from ._gates import gated, merged_taps, write_gradients
 from ._toeplitz import pays, toeplitz_backward, toeplitz_forward
 
-NUM_BLOCKS = 4  # of a filter
+NUM_BLOCKS = 2  # of a filter: more make shorter transforms, but more products between spectra
 MIN_BLOCK = 2048  # tokens; cutting finer does not pay
 MIN_CHANNELS = 32  # two cache lines of a token in float32
 BLOCK_ELEMENTS = 1 << 18  # tokens x channels that are transformed together on a CPU
@@ -128,7 +128,7 @@ def _allocate(
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     z = x.new_empty((b, t, d) if post_gate is not None else (0,), dtype=compute)
     if pays(x):
-        return [y, z, x.new_empty(b * t * d, dtype=compute)]
+        return [y, z, x.new_empty(b, d, t, dtype=compute)]
     plan = _plan(x, min(filter.shape[1], t))
     frequencies = plan.length // 2 + 1
     conj_taps = x.new_empty(d, plan.num_taps, frequencies, dtype=compute.to_complex())
@@ -174,7 +174,8 @@ def _backward(
     (b, t, d), compute = x.shape, torch.promote_types(x.dtype, torch.float32)
     (dy,), (_, z, *spectra) = grads, kept
     dx, dpre, dpost = (None if like is None else torch.empty_like(like) for like in (x, pre_gate, post_gate))
-    dfilter = filter.new_zeros(filter.shape, dtype=compute)
+    dfilter = filter.new_empty(filter.shape, dtype=compute)
+    dfilter[:, t:] = 0  # taps beyond the last token
     if pays(x):
         taps = merged_taps(filter, skip, t, compute)
         toeplitz_backward(dy, z, *spectra, x, taps, pre_gate, post_gate, dx, dfilter[:, :t], dpre, dpost)
@@ -182,9 +183,11 @@ def _backward(
         conj_taps, conj_u = spectra
         plan = _plan(x, min(filter.shape[1], t))
         transform, taps_transform = (Transform(plan, rows, x, compute) for rows in (plan.rows, 1))
+        # a lag before a block of taps belongs to the block before it, so one block more is needed
+        num_taps = min(plan.num_taps + 1, plan.num)
+        dtaps_buffer = conj_u.new_empty(plan.channels, num_taps, conj_u.shape[-1])
         for channels in _slices(d, plan.channels):
-            # a lag before a block of taps belongs to the block before it, so one block more is needed
-            dtaps = torch.zeros_like(conj_u[0, channels, : plan.num_taps + 1])
+            dtaps = dtaps_buffer[: channels.stop - channels.start].zero_()
             for rows in _slices(b, plan.rows):
                 part = (rows, slice(None), channels)
                 du = gated(dy, post_gate, part, compute)
