@@ -18,7 +18,7 @@ from ._features import Tile, features_of_a_token, tiles_of
 
 CHUNK = 128
 ALWAYS_ONE_CHUNK = 512  # tokens
-SCORES = 1 << 18  # weights in memory at once: 1 MB
+SCORES = 1 << 19  # weights in memory at once: 2 MB
 
 
 @dataclass(frozen=True)
