@@ -49,13 +49,17 @@ def reference_over_sequences(shapes: dict[str, str]) -> Callable:
     """Decorate a reference that knows no packing: with `cu_seqlens` it is called once for each sequence.
 
     The function takes (*tensors in the order of `shapes`, *options) and returns y or (y, state);
-    the decorated one takes (*tensors, cu_seqlens, *options).
+    the decorated one takes (*tensors, cu_seqlens, *options), and runs with autocast off.
     """
 
     def decorate(run: Callable) -> Callable:
         @wraps(run)
         def over_sequences(*arguments):
             tensors, cu_seqlens, options = _split(arguments, shapes)
+            with torch.autocast(tensors[0].device.type, enabled=False):
+                return each(tensors, cu_seqlens, options)
+
+        def each(tensors, cu_seqlens, options):
             if cu_seqlens is None:
                 return run(*tensors, *options)
             ys, states = [], {}

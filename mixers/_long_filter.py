@@ -1,6 +1,7 @@
 """Filters as long as the sequence, explicit or drawn by a small network, and how they meet a history of tokens."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -110,16 +111,54 @@ def check_length(where: str, seen: int, max_length: int) -> None:
         )
 
 
-def convolve_newest(history: Cache, filter: Tensor, t: int, backend: str) -> Tensor:
-    """Outputs (b, t, d) of the causal convolution at the newest t of the s tokens in the history.
+class History(NamedTuple):
+    """Every input so far, which is the state of a long convolution, and the taps that were drawn to meet it.
 
-    One token is a sum over the history, O(s d). More are read off a convolution of the whole, O(s log s d).
+    Under torch.no_grad() taps are drawn for twice the tokens that there are, and again only when these run out. They
+    belong to the weights, the same for all sequences, so `nbytes` does not count them.
     """
-    (seen,) = (x.squeeze(2) for x in history.tokens)  # (b, s, d)
-    if t > 1:
-        return long_conv(seen, filter.to(seen.dtype), backend=backend)[:, -t:]
-    y = (seen.to(filter.dtype) * filter.flip(1).T).sum(dim=1, keepdim=True)
-    return y.to(seen.dtype)
+
+    cache: Cache
+    taps: Tensor | None = None  # (n, d), the last row is that of distance 0
+
+    @classmethod
+    def of(cls, x: Tensor) -> "History":
+        """The first tokens (b, t, d)."""
+        return cls(Cache.of(x[:, :, None]))  # one head
+
+    @property
+    def tokens(self) -> tuple[Tensor]:
+        return self.cache.tokens
+
+    def append(self, x: Tensor, filter: ExplicitFilter | ImplicitFilter) -> "History":
+        """The tokens held and then x (b, t, d)."""
+        cache, taps = self.cache.append(x[:, :, None]), self.taps
+        if torch.is_grad_enabled():
+            taps = filter(len(cache)).T.flip(0)
+        elif taps is None or len(taps) < len(cache):
+            taps = filter(min(2 * len(cache), filter.max_length)).T.flip(0)
+        return History(cache, taps)
+
+    def convolve_newest(self, t: int, backend: str) -> Tensor:
+        """Outputs (b, t, d) of the causal convolution at the newest t tokens.
+
+        One token is a sum over the history, O(s d). More are read off a convolution of the whole, O(s log s d).
+        """
+        (seen,) = (x.squeeze(2) for x in self.tokens)  # (b, s, d)
+        taps = self.taps[-seen.shape[1] :]
+        if t > 1:
+            return long_conv(seen, taps.flip(0).T.to(seen.dtype), backend=backend)[:, -t:]
+        return (seen.to(taps.dtype) * taps).sum(dim=1, keepdim=True).to(seen.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self.cache.nbytes
+
+    def detach(self) -> "History":
+        return History(self.cache.detach(), None if self.taps is None else self.taps.detach())
+
+    def index_select(self, dim: int, rows: Tensor) -> "History":
+        return History(self.cache.index_select(dim, rows), self.taps)
 
 
 def toeplitz(filter: Tensor) -> Tensor:

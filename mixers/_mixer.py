@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from ._cache import Cache
+from ._long_filter import History
 
+Memory = Tensor | Cache | History  # what an op returned, or the tokens that it must read again
 IDENTITY_COLUMNS = 64  # the identity passes through the op in slices: an op takes values of at most 256 channels
 
 
@@ -19,7 +21,7 @@ class State(NamedTuple):
     """
 
     conv: Tensor | None = None  # last inputs of the short convolution, (b, w - 1, d)
-    memory: Tensor | Cache | None = None  # what the op returned, or the tokens it must read again
+    memory: Memory | None = None
     position: int = 0  # number of tokens seen, the same for every row
 
     def detach(self) -> "State":
@@ -74,7 +76,7 @@ class Mixer(nn.Module, ABC):
         """The op's inputs under the op's own names, and the short convolution's new state."""
 
     @abstractmethod
-    def mix(self, inputs: dict[str, Tensor], memory: Tensor | Cache | None) -> tuple[Tensor, Tensor | Cache | None]:
+    def mix(self, inputs: dict[str, Tensor], memory: Memory | None) -> tuple[Tensor, Memory | None]:
         """The op. Past the short convolution, this is the only place where one token reads another."""
 
     @abstractmethod
@@ -117,9 +119,9 @@ def head_size(where: str, d_model: int, num_heads: int) -> int:
     return d_model // num_heads
 
 
-def _detach(part: Tensor | Cache | None) -> Tensor | Cache | None:
+def _detach(part: Memory | None) -> Memory | None:
     return None if part is None else part.detach()
 
 
-def _select(part: Tensor | Cache | None, rows: Tensor) -> Tensor | Cache | None:
+def _select(part: Memory | None, rows: Tensor) -> Memory | None:
     return None if part is None else part.index_select(0, rows)

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from subquad.kernels.long_conv import long_conv
 
-from ._cache import Cache
-from ._long_filter import ExplicitFilter, ImplicitFilter, check_length, convolve_newest, toeplitz
+from ._long_filter import ExplicitFilter, History, ImplicitFilter, check_length, toeplitz
 from ._mixer import Mixer
 from ._short_conv import ShortConv
 
@@ -62,7 +61,7 @@ class BaseConv(Mixer):
             check_length(self.name, position + x.shape[1], self.max_length)
         return dict(x=x, gate=self.gate_proj(x)), None
 
-    def mix(self, inputs: dict[str, Tensor], memory: Tensor | Cache | None) -> tuple[Tensor, Tensor | Cache]:
+    def mix(self, inputs: dict[str, Tensor], memory: Tensor | History | None) -> tuple[Tensor, Tensor | History]:
         y, memory = self._convolve_long(inputs["x"], memory) if self.is_long else self.conv(inputs["x"], memory)
         return inputs["gate"] * y, memory
 
@@ -74,14 +73,14 @@ class BaseConv(Mixer):
         gate = self.project(x, None, 0)[0]["gate"].transpose(1, 2)  # (b, d, t)
         return gate[..., None] * toeplitz(self._taps(x.shape[1]).to(gate.dtype))
 
-    def _convolve_long(self, x: Tensor, memory: Cache | None) -> tuple[Tensor, Cache]:
-        tokens = x[:, :, None]  # one head
-        memory = Cache.of(tokens) if memory is None else memory.append(tokens)
-        taps, t = self.filter(len(memory)), x.shape[1]
-        if len(memory) == t:
-            y = long_conv(x, taps.to(x.dtype), backend=self.backend)
+    def _convolve_long(self, x: Tensor, memory: History | None) -> tuple[Tensor, History]:
+        t = x.shape[1]
+        if memory is None:
+            y = long_conv(x, self.filter(t).to(x.dtype), backend=self.backend)
+            memory = History.of(x)
         else:
-            y = convolve_newest(memory, taps, t, self.backend)
+            memory = memory.append(x, self.filter)
+            y = memory.convolve_newest(t, self.backend)
         return y + self.bias.to(y.dtype), memory
 
     def _taps(self, t: int) -> Tensor:

@@ -5,8 +5,7 @@ from torch import Tensor, nn
 
 from subquad.kernels.long_conv import long_conv
 
-from ._cache import Cache
-from ._long_filter import ImplicitFilter, check_length, convolve_newest, toeplitz
+from ._long_filter import History, ImplicitFilter, check_length, toeplitz
 from ._mixer import Mixer
 from ._short_conv import ShortConv
 
@@ -16,8 +15,8 @@ class Hyena(Mixer):
 
     x -> post_gate, pre_gate, v -> short convolution -> long_conv(pre_gate * v) with a skip, times post_gate -> out.
 
-    There is no recurrence of fixed size: the state is the history pre_gate * v of all tokens. A step reads all of it
-    and draws the filter anew, O(t d).
+    There is no recurrence of fixed size: the state is the history pre_gate * v of all tokens, and a step reads all
+    of it, O(t d).
 
     Args:
         d_model: width of the input and of the output.
@@ -59,16 +58,15 @@ class Hyena(Mixer):
         post_gate, pre_gate, v = mixed.chunk(3, dim=-1)  # each (b, t, d)
         return dict(v=v, pre_gate=pre_gate, post_gate=post_gate), conv
 
-    def mix(self, inputs: dict[str, Tensor], memory: Cache | None) -> tuple[Tensor, Cache]:
+    def mix(self, inputs: dict[str, Tensor], memory: History | None) -> tuple[Tensor, History]:
         v, pre_gate, post_gate = inputs["v"], inputs["pre_gate"], inputs["post_gate"]
         gated = pre_gate * v
-        tokens = gated[:, :, None]  # one head
         if memory is None:
             taps = self.filter(v.shape[1]).to(v.dtype)
             y = long_conv(v, taps, self.skip, pre_gate=pre_gate, post_gate=post_gate, backend=self.backend)
-            return y, Cache.of(tokens)
-        memory = memory.append(tokens)
-        y = convolve_newest(memory, self.filter(len(memory)), v.shape[1], self.backend)
+            return y, History.of(gated)
+        memory = memory.append(gated, self.filter)
+        y = memory.convolve_newest(v.shape[1], self.backend)
         return post_gate * (y + self.skip.to(y.dtype) * gated), memory
 
     def merge(self, x: Tensor, y: Tensor) -> Tensor:

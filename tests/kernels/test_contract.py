@@ -219,6 +219,16 @@ def test_autocast_computes_in_half_and_returns_float_gradients(op, dims, backend
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_autocast_leaves_the_reference_its_precision(op):
+    dims = next(case.values[1] for case in cases() if case.values[0] == op)
+    inputs = make_inputs(op, dims, torch.float32)
+    inputs = {name: x.bfloat16().float() if is_real(x) else x for name, x in inputs.items()}
+    expected = call(op, "reference", inputs)[0].bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(call(op, "reference", inputs)[0], expected)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_bad_calls_say_what_is_wrong(op):
     dims = next(case.values[1] for case in cases() if case.values[0] == op)
     inputs = make_inputs(op, dims, torch.float32)
