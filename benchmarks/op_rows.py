@@ -3,7 +3,7 @@
 All at batch 1, 8 heads of width 64 in float32 unless a row says otherwise, forward and backward.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -100,14 +100,20 @@ def run_long_conv(t: int, device: torch.device, batch: int = 1, d: int = LONG_CH
     return forward_backward(long_conv, x=torch.randn(batch, t, d, device=device), **gates, **_long_filter(d, t, device))
 
 
-def run_fft_conv(t: int, device: torch.device, batch: int = 1, d: int = LONG_CHANNELS) -> Run:
-    x, gates = torch.randn(batch, d, t, device=device), _gates((batch, d, t), device)
-    return forward_backward(peers.fft_conv, x=x, **gates, **_long_filter(d, t, device))
+def run_fft_conv(
+    t: int, device: torch.device, batch: int = 1, d: int = LONG_CHANNELS, *, in_model: bool = False
+) -> Run:
+    """In its own layout (b, d, t), or called as by a model whose tokens are (b, t, d)."""
+    shape, conv = ((batch, t, d), peers.in_model(peers.fft_conv)) if in_model else ((batch, d, t), peers.fft_conv)
+    x = torch.randn(shape, device=device)
+    return forward_backward(conv, x=x, **_gates(shape, device), **_long_filter(d, t, device))
 
 
-def run_conv1d(t: int, device: torch.device) -> Run:
+def run_conv1d(t: int, device: torch.device, *, in_model: bool = False) -> Run:
+    """In its own layout (1, d, t), or called as by a model whose tokens are (1, t, d)."""
     d = NUM_HEADS * HEAD_DIM
-    return forward_backward(peers.grouped_conv1d, x=torch.randn(1, d, t, device=device), **_short_filter(d, device))
+    shape, conv = ((1, t, d), peers.in_model(peers.grouped_conv1d)) if in_model else ((1, d, t), peers.grouped_conv1d)
+    return forward_backward(conv, x=torch.randn(shape, device=device), **_short_filter(d, device))
 
 
 def run_preallocated_decode(t: int, device: torch.device) -> Run:
@@ -161,6 +167,19 @@ def _first(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
+def _in_both_layouts(
+    op: str,
+    goal: float,
+    peer: str,
+    run_peer: Callable[..., Run],
+    run: Callable[..., Run],
+    at: Callable[[Callable], Callable],
+) -> Iterator[Comparison]:
+    """An op beside a published convolution over (b, d, t) on its own, and beside what a model pays to call that."""
+    for name, in_model in ((peer, False), (f"{peer} in a model", True)):
+        yield Comparison(name, {op: goal}, {name: at(partial(run_peer, in_model=in_model)), op: at(run)})
+
+
 SUBQUADRATIC: dict[str, Callable[[int, torch.device], Run]] = {
     "sliding_window": partial(run_attention, window=WINDOW),
     "linear_attention": partial(run_linear_attention, decay="none"),
@@ -185,13 +204,9 @@ COMPARISONS = (
         {"sdpa": _at_t(run_sdpa), "causal_attention": _at_t(partial(run_attention, window=None))}
         | {name: _at_t(SUBQUADRATIC[name]) for name in ATTENTION_GOALS if name in SUBQUADRATIC},
     ),
-    Comparison("fft_conv", {"long_conv": 1.6}, {"fft_conv": _at_t(run_fft_conv), "long_conv": _at_t(run_long_conv)}),
-    Comparison(
-        "fft_conv",
-        {"long_conv/short": 2.2},
-        {"fft_conv": _many_short(run_fft_conv), "long_conv/short": _many_short(run_long_conv)},
-    ),
-    Comparison("conv1d", {"short_conv": 4}, {"conv1d": _at_t(run_conv1d), "short_conv": _at_t(run_short_conv)}),
+    *_in_both_layouts("long_conv", 1.6, "fft_conv", run_fft_conv, run_long_conv, _at_t),
+    *_in_both_layouts("long_conv/short", 2.2, "fft_conv", run_fft_conv, run_long_conv, _many_short),
+    *_in_both_layouts("short_conv", 4, "conv1d", run_conv1d, run_short_conv, _at_t),
     Comparison(
         "cat",
         {"decode": 2},

@@ -19,7 +19,7 @@ from .op_rows import COMPARISONS, MEMORY_GOAL, SLOPE_GOALS, SUBQUADRATIC, Compar
 from .timing import Clock, Timing, clock_for, peak_bytes, time_interleaved
 
 MEASURES = ("speed", "length", "memory")
-OPS = tuple(op for comparison in COMPARISONS for op in comparison.goals)
+OPS = tuple(dict.fromkeys(op for comparison in COMPARISONS for op in comparison.goals))
 COMPARISON_SECONDS = 60.0  # to spend at most on one round-robin
 MIB = 1 << 20
 

@@ -1,5 +1,8 @@
 """The published forms that our ops are timed against, as plain as their papers and repositories write them."""
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +32,20 @@ def grouped_conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     d, width = weight.shape
     return F.conv1d(x, weight.unsqueeze(1), bias, padding=width - 1, groups=d)[..., : x.shape[-1]]
+
+
+def in_model(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A convolution over (b, d, t) called as by a model whose tokens are (b, t, d): turned round, and its result back.
+
+    Source: `LongConv` and `ShortConvolution` of github.com/HazyResearch/zoology, zoology/mixers/base_conv.py.
+    """
+
+    @wraps(convolution)
+    def turned(**inputs: Tensor) -> Tensor:
+        inputs = {name: x.transpose(1, 2) if x.ndim == 3 else x for name, x in inputs.items()}
+        return convolution(**inputs).transpose(1, 2)
+
+    return turned
 
 
 def decode_by_concatenation(q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def test_missing_gpu_is_refused(tmp_path):
         run_throughput(device="cuda", out=tmp_path / "x.jsonl")
 
 
-def test_every_row_of_the_issue_is_there():
+def test_every_row_and_goal_is_there():
     goals = {op: goal for comparison in COMPARISONS for op, goal in comparison.goals.items()}
     assert goals == {
         "causal_attention": pytest.approx(0.952, abs=1e-3),
@@ -176,6 +176,8 @@ def test_peers_compute_what_our_ops_compute():
     ours = long_conv(x, filter, skip, pre_gate=pre_gate, post_gate=post_gate)
     published = peers.fft_conv(x.mT, filter, skip, pre_gate.mT, post_gate.mT)
     torch.testing.assert_close(published.mT, ours, atol=1e-5, rtol=1e-5)
+    in_model = peers.in_model(peers.fft_conv)(x=x, filter=filter, skip=skip, pre_gate=pre_gate, post_gate=post_gate)
+    torch.testing.assert_close(in_model, ours, atol=1e-5, rtol=1e-5)
 
     weight, bias = torch.randn(6, 4), torch.randn(6)
     torch.testing.assert_close(peers.grouped_conv1d(x.mT, weight, bias).mT, short_conv(x, weight, bias)[0])
@@ -193,8 +195,13 @@ def test_ops_are_measured_with_and_without_levers(tmp_path, capsys):
     results = run_op_throughput(device=CPU, out=out, environment={"seed": 0}, only=only, sizes=TINY)
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(records) == len(results)
-    off = [(record["measure"], record["op"]) for record in records if not record["levers"]]
-    assert off == [("speed", "short_conv"), ("speed", "decode"), ("memory", "short_conv")]
+    off = [(record["measure"], record["op"], record["peer"]) for record in records if not record["levers"]]
+    assert off == [
+        ("speed", "short_conv", "conv1d"),
+        ("speed", "short_conv", "conv1d in a model"),
+        ("speed", "decode", "cat"),
+        ("memory", "short_conv", ""),
+    ]
     for record in records:
         switched = any(lever["on"] for lever in record["switched"].values())
         assert switched is record["levers"]
