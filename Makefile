@@ -10,8 +10,8 @@ recall: $(READY)
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2
 
-# The stamp is written last, so an interrupted installation is taken up again by the next run.
+# The stamp is written last, so the next run begins an interrupted installation anew.
 $(READY): pyproject.toml setup.py constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,dev]'
 	touch $(READY)

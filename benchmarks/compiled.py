@@ -191,6 +191,7 @@ def fingerprint(op: str) -> str:
     """Hash of the op's Triton sources: code alone, so that a comment or a docstring does not change it."""
     folder = Path(importlib.import_module(f"subquad.kernels.{op}").__file__).parent
     sources = sorted(path for path in folder.rglob("*.py") if "_triton" in path.relative_to(folder).as_posix())
+    sources.append(folder.parent / "_target.py")
     digest = hashlib.sha256()
     for path in sources:
         tree = ast.parse(path.read_text())

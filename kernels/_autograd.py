@@ -1,6 +1,7 @@
 """From three plain functions to an operator that PyTorch knows: autograd, fake tensors, torch.compile, autocast."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ def differentiable(
     backward(grads, kept, *same) -> one gradient, or None, for each name in `shapes`, in that order. `grads` holds
         None where nothing flows back; `kept` is the whole list that `forward` returned.
 
-    Both run with autocast off: what an op computes in is the op's own business. Where no gradient is due and
-    nothing traces, `forward` is called directly: the operator costs 50 us, a decoding step of some ops takes 10.
+    Both run with autocast off, for what an op computes in is its own business, and on the device of its first tensor,
+    for Triton launches on the current one. Where no gradient is due and nothing traces, `forward` is called directly:
+    the operator costs 50 us, a decoding step of some ops takes 10.
     """
     schema = infer_schema(allocate, mutates_args=())
     arguments = schema[1 : schema.rindex(") ->")]
@@ -29,7 +31,7 @@ def differentiable(
 
     @custom_op(f"subquad::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor[]")
     def forward_op(*inputs):
-        with torch.autocast(inputs[0].device.type, enabled=False):
+        with _surroundings(inputs[0]):
             return list(forward(*inputs))
 
     @forward_op.register_fake
@@ -42,7 +44,7 @@ def differentiable(
         schema=f"(Tensor?[] grads, Tensor[] kept, {arguments}) -> Tensor[]",
     )
     def backward_op(grads, kept, *inputs):
-        with torch.autocast(inputs[0].device.type, enabled=False):
+        with _surroundings(inputs[0]):
             found = backward(grads, kept, *inputs)
         return [
             torch.zeros_like(x, memory_format=torch.contiguous_format) if dx is None else dx.to(x.dtype).contiguous()
@@ -77,11 +79,17 @@ def differentiable(
     def call(*inputs):
         if torch.compiler.is_compiling() or any(_needs_operator(x) for x in inputs):
             return forward_op(*inputs)
-        with torch.autocast(inputs[0].device.type, enabled=False):
+        with _surroundings(inputs[0]):
             return forward(*inputs)
 
     call.operator = forward_op  # what torch.library.opcheck examines
     return call
+
+
+@contextmanager
+def _surroundings(x: Tensor) -> Iterator[None]:
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        yield
 
 
 def _needs_operator(x) -> bool:

@@ -18,6 +18,16 @@ for target in ("cuda:90", "gfx942"):
         print(kernel.target, kernel.kernel, kernel.failed, kernel.registers, kernel.shared, kernel.num_warps)
 """
 
+COLLECT_PRECISIONS = """
+import tempfile, torch
+from subquad.benchmarks import compiled
+case = next(compiled.cases("long_conv", "float32"))
+for target in ("cuda:90", "gfx942"):
+    with tempfile.TemporaryDirectory() as cache, compiled._driver(target, cache):
+        launches = compiled.collect("long_conv", case, torch.float32)
+    print(target, any('"tf32x3"' in launch.specialization for launch in launches))
+"""
+
 
 def compiled(**changes) -> CompiledKernel:
     facts = dict(op="short_conv", kernel="k", case="c", width=4, launch=1, dtype="float32", target="cuda:90")
@@ -32,12 +42,20 @@ def stored() -> list[CompiledKernel]:
     return table.load()
 
 
-def test_kernels_compile_without_a_gpu():
+def run_outside_the_interpreter(script: str) -> list[list[str]]:
+    """The words of each line that the script prints."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE_A_FEW]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_launches_are_those_of_the_target():
+    assert run_outside_the_interpreter(COLLECT_PRECISIONS) == [["cuda:90", "True"], ["gfx942", "False"]]
+
+
+def test_kernels_compile_without_a_gpu():
+    lines = run_outside_the_interpreter(COMPILE_A_FEW)
     names = ("short_conv_fwd_kernel", "short_conv_bwd_kernel")
     assert {(target, name) for target, name, *_ in lines} == {(t, n) for t in ("cuda:90", "gfx942") for n in names}
     for _, _, failed, registers, shared, num_warps in lines:

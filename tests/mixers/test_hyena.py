@@ -97,7 +97,7 @@ def test_decoding_draws_the_filter_only_when_its_taps_run_out():
     mixer, x, draws = Hyena(16, max_length=20, hidden_dim=8, dtype=torch.float64), tokens(t=13), []
     mixer.filter.register_forward_hook(lambda network, arguments, taps: draws.append(taps.shape[1]))
     with torch.no_grad():
-        y, state = mixer.run(x[:, :3], State())
+        _, state = mixer.run(x[:, :3], State())
         for i in range(3, 13):
             last, state = mixer.step(x[:, i], state)
         assert draws == [3, 8, 18]

@@ -39,9 +39,10 @@ def padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def multiplies_from_shared_memory(device: torch.device) -> bool:
-    """Hopper and later: operands of a product need no registers, so larger tiles fit."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 9
+def float32_tiles(width: int, *, two_accumulators: bool) -> Tiles:
+    """Products without matrix units are unrolled into registers: small tiles, for many warps."""
+    size = 32 if width <= (64 if two_accumulators else 128) else 16
+    return Tiles(size, size, 8, 1)
 
 
 def with_unit_stride(x: Tensor) -> Tensor:

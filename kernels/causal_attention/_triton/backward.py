@@ -10,14 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..._target import multiplies_from_shared_memory
 from ._tiles import (
     LOG2_E,
     Scores,
     Tiles,
+    float32_tiles,
     is_visible,
     keys_of_rows,
     load_rows,
-    multiplies_from_shared_memory,
     padded,
     rows_of_program,
     store_rows,
@@ -246,7 +247,7 @@ def run_backward(
 def backward_q_tiles(q: Tensor, v: Tensor) -> Tiles:
     width = max(padded(q.shape[3]), padded(v.shape[3]))
     if q.dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
+        return float32_tiles(width, two_accumulators=True)
     if width <= 64:
         return Tiles(128, 64, 8, 2)
     return Tiles(128, 32, 8, 2) if width <= 128 else Tiles(32, 32, 8, 1)
@@ -256,9 +257,9 @@ def backward_kv_tiles(q: Tensor, v: Tensor) -> Tiles:
     """Two accumulators of a whole block of keys leave few registers: only narrow blocks of queries fit beside them."""
     width = max(padded(q.shape[3]), padded(v.shape[3]))
     if q.dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
+        return float32_tiles(width, two_accumulators=True)
     if width <= 64:
         return Tiles(32, 128, 8, 2)
     if width <= 128:
-        return Tiles(32 if multiplies_from_shared_memory(q.device) else 16, 128, 8, 1)
+        return Tiles(32 if multiplies_from_shared_memory() else 16, 128, 8, 1)
     return Tiles(32, 32, 8, 1)

@@ -13,6 +13,7 @@ from ._tiles import (
     LOG2_E,
     Scores,
     Tiles,
+    float32_tiles,
     is_visible,
     keys_of_rows,
     load_rows,
@@ -121,10 +122,10 @@ def run_forward(
 
 
 def forward_tiles(q: Tensor, v: Tensor) -> Tiles:
-    """A pair of wide accumulators takes the registers of eight warps; float32 products run without matrix units."""
+    """A pair of wide accumulators takes the registers of eight warps."""
     width = max(padded(q.shape[3]), padded(v.shape[3]))
     if q.dtype == torch.float32:
-        return Tiles(64, 32, 4, 1) if width <= 64 else Tiles(32, 32, 4, 1)
+        return float32_tiles(width, two_accumulators=False)
     if width <= 64:
         return Tiles(128, 64, 4, 3)
     return Tiles(128, 64, 8, 2) if width <= 128 else Tiles(128, 32, 8, 1)

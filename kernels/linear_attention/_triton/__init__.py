@@ -7,7 +7,7 @@ from torch import Tensor
 from ..._autograd import differentiable
 from .. import EPS, SHAPES
 from ._channel import linear_attention_bwd_scores_kernel, linear_attention_fwd_scores_kernel
-from ._tiles import chunk_size, power_of_two, precision
+from ._tiles import block_width, chunk_size, power_of_two, precision, walk_warps
 from ._walk import linear_attention_walk_kernel
 
 
@@ -41,7 +41,7 @@ def _walk(
     b, t, h, key = q.shape
     value = v.shape[-1]
     n = b if cu_seqlens is None else len(cu_seqlens) - 1
-    block_v = block_width(key, value, decay)
+    block_v = block_width(key, value, q.dtype, decay)
     gate_strides = (0, 0, 0) if log_decay is None else log_decay.stride()[:3]
     own_strides = (0, 0, 0) if own is None else own.stride()[:3]
     linear_attention_walk_kernel[(n * h * triton.cdiv(value, block_v),)](
@@ -52,13 +52,8 @@ def _walk(
         BLOCK_T=chunk, BLOCK_K=power_of_two(key), BLOCK_V=block_v, PRECISION=precision(),
         REVERSE=reverse, DECAY=decay, NORM=norm_of, FLOW=flow,
         HAS_START=start is not None, HAS_END=end is not None, HAS_SEQLENS=cu_seqlens is not None,
-        num_warps=8 if key > 128 else 4, num_stages=1,
+        num_warps=walk_warps(key, q.dtype), num_stages=1,
     )  # fmt: skip
-
-
-def block_width(key: int, value: int, decay: str) -> int:
-    """Columns of the memory that one program owns; factors of a decay need registers too."""
-    return min(power_of_two(value), 64 if decay == "none" and 64 < key <= 128 else 32)
 
 
 def _decay(log_decay: Tensor | None, channel: str) -> str:
@@ -74,7 +69,7 @@ def _scores(q: Tensor, k: Tensor, log_decay: Tensor, cu_seqlens: Tensor | None, 
     scores = q.new_empty(b, t, h, chunk)
     linear_attention_fwd_scores_kernel[(n * triton.cdiv(t, chunk) * h,)](
         q, k, log_decay, scores, cu_seqlens, *q.stride()[:3], *k.stride()[:3], *log_decay.stride()[:3], t, h, width,
-        BLOCK_T=chunk, BLOCK_K=min(32, power_of_two(width)), LEVELS=chunk.bit_length() - 1, PRECISION=precision(),
+        BLOCK_T=chunk, BLOCK_K=min(32, power_of_two(width)), LEVELS=chunk.bit_length() - 1,
         HAS_SEQLENS=cu_seqlens is not None, num_warps=4, num_stages=1,
     )  # fmt: skip
     return scores
@@ -92,7 +87,7 @@ def _scores_backward(
         q, k, v, log_decay, dy, dden, dq, dk, cu_seqlens,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *log_decay.stride()[:3], t, h, key, v.shape[-1],
         BLOCK_T=chunk, BLOCK_K=min(32, power_of_two(key)), BLOCK_V=min(64, power_of_two(v.shape[-1])),
-        LEVELS=chunk.bit_length() - 1, PRECISION=precision(), HAS_NORM=dden is not None,
+        LEVELS=chunk.bit_length() - 1, HAS_NORM=dden is not None,
         HAS_SEQLENS=cu_seqlens is not None, num_warps=4, num_stages=1,
     )  # fmt: skip
     return dq, dk
@@ -145,7 +140,7 @@ def _backward(
         wide = torch.float32 if q.dtype == torch.float32 else torch.bfloat16
         num_chunks = n * triton.cdiv(t, chunk) if cu_seqlens is None else t // chunk + n
         states = q.new_empty(num_chunks, *memory.shape[1:], dtype=wide)
-        partial = (triton.cdiv(width, block_width(v.shape[-1], width, decay)), b, t, h)
+        partial = (triton.cdiv(width, block_width(v.shape[-1], width, q.dtype, decay)), b, t, h)
         flows = q.new_empty(partial if decay == "head" else (b, t, h, width), dtype=torch.float32)
         dgates = torch.empty_like(flows)
     if decay == "value":

@@ -53,7 +53,7 @@ def linear_attention_fwd_scores_kernel(
     q_ptr, k_ptr, gate_ptr, scores_ptr, seqlens_ptr,
     q_stride_b, q_stride_t, q_stride_h, k_stride_b, k_stride_t, k_stride_h,
     gate_stride_b, gate_stride_t, gate_stride_h, T, H, K,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr,
     HAS_SEQLENS: tl.constexpr,
 ):  # fmt: skip
     """One program: a chunk of a head; its weights (BLOCK_T, BLOCK_T) before scaling, a token with itself left out."""
@@ -80,7 +80,7 @@ def linear_attention_fwd_scores_kernel(
             factor = border_factor(since_coarse, since_fine, 1 << level, BLOCK_T, BLOCK_K)
             late = (q.to(tl.float32) * factor).to(q.dtype)
             early = (k.to(tl.float32) * factor).to(k.dtype)
-            pairs = dot(late, tl.trans(early), PRECISION)
+            pairs = dot(late, tl.trans(early))
             scores += tl.where(late_and_early(offs_t, 1 << level), pairs, 0.0)
     offs = ((row * T + now) * H + head)[:, None] * BLOCK_T + offs_t[None, :]
     tl.store(scores_ptr + offs, scores.to(scores_ptr.dtype.element_ty), mask=mask_t[:, None] & (offs_t[None, :] >= 0))
@@ -92,7 +92,7 @@ def linear_attention_bwd_scores_kernel(
     q_stride_b, q_stride_t, q_stride_h, k_stride_b, k_stride_t, k_stride_h, v_stride_b, v_stride_t, v_stride_h,
     gate_stride_b, gate_stride_t, gate_stride_h, T, H, K, V,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, LEVELS: tl.constexpr,
-    PRECISION: tl.constexpr, HAS_NORM: tl.constexpr, HAS_SEQLENS: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_SEQLENS: tl.constexpr,
 ):  # fmt: skip
     """One program: a chunk of a head; what its tokens give each other of dq and dk, a token with itself left out."""
     row, head, start, end = locate(seqlens_ptr, T, H, BLOCK_T, HAS_SEQLENS)
@@ -112,7 +112,7 @@ def linear_attention_bwd_scores_kernel(
         mask = mask_t[:, None] & (offs_v < V)[None, :]
         v = tl.load(v_ptr + now[:, None] * v_stride_t + offs_v[None, :], mask=mask, other=0.0)
         dy = tl.load(dy_ptr + here[:, None] * V + offs_v[None, :], mask=mask, other=0.0)
-        dscores += dot(dy, tl.trans(v), PRECISION)
+        dscores += dot(dy, tl.trans(v))
     if HAS_NORM:
         dscores += tl.load(norm_ptr + here, mask=mask_t, other=0.0)[:, None]
     for start_k in range(0, K, BLOCK_K):
@@ -131,7 +131,7 @@ def linear_attention_bwd_scores_kernel(
             late = (q.to(tl.float32) * factor).to(q.dtype)
             early = (k.to(tl.float32) * factor).to(k.dtype)
             pairs = tl.where(late_and_early(offs_t, 1 << level), dscores, 0.0).to(q.dtype)
-            dq += factor * dot(pairs, early, PRECISION)
-            dk += factor * dot(tl.trans(pairs), late, PRECISION)
+            dq += factor * dot(pairs, early)
+            dk += factor * dot(tl.trans(pairs), late)
         tl.store(dq_ptr + here[:, None] * K + offs_k[None, :], dq, mask=mask)
         tl.store(dk_ptr + here[:, None] * K + offs_k[None, :], dk, mask=mask)

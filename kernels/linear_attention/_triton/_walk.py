@@ -161,7 +161,7 @@ def linear_attention_walk_kernel(
                 weights = pairs.to(tl.float32)
                 weights = tl.trans(weights) * scale if REVERSE else weights
             else:
-                weights = dot(q, tl.trans(k), PRECISION)
+                weights = dot(q, tl.trans(k))
                 if NORM == "key":
                     weights += norm_q[:, None] * norm_k[None, :]
             if DECAY == "head":
@@ -170,7 +170,7 @@ def linear_attention_walk_kernel(
                 distance = -distance if REVERSE else distance
                 weights *= tl.exp2(tl.where(seen, distance, 0.0))
             weights = tl.where(seen, weights, 0.0)
-            intra = dot(weights.to(v.dtype), v, PRECISION)
+            intra = dot(weights.to(v.dtype), v)
         if not REVERSE:
             inter *= scale
             intra *= scale
@@ -209,7 +209,7 @@ def linear_attention_walk_kernel(
                 tl.store(dgate_ptr + offs_narrow, dgate, mask=mask_t)
             else:
                 flow = tl.load(flow_ptr + offs_wide, mask=mask_tv, other=0.0) - partner * intra
-                dgate = dot(1.0 - earlier, flow, PRECISION) + dot(earlier, partner * inter, PRECISION)
+                dgate = dot(1.0 - earlier, flow) + dot(earlier, partner * inter)
                 dgate += across[None, :] * total
                 tl.store(dgate_ptr + offs_wide, dgate, mask=mask_tv)
 
@@ -250,7 +250,7 @@ def linear_attention_walk_kernel(
             memory_norm += tl.sum(k.to(tl.float32) * norm_k[:, None], 0)
         if NORM == "key":
             memory_norm += tl.sum(v.to(tl.float32) * norm_k[:, None], 0)
-        memory += dot(tl.trans(k), v, PRECISION)
+        memory += dot(tl.trans(k), v)
 
     if HAS_END:
         tl.store(end_ptr + offs_memory, memory, mask=mask_memory)

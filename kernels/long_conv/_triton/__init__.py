@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._autograd import differentiable
-from ..._dispatch import INTERPRET
+from ..._target import knows_tf32
 from .. import SHAPES
 from ._fourier import FACTORS, dft_tables
 from ._kernels import (
@@ -80,7 +80,7 @@ def _num_warps(length: int) -> int:
 
 def _precision(x_dtype: torch.dtype) -> str:
     """One pass of the tensor cores keeps 11 bits: enough for bfloat16, which has 8; three passes keep float32's."""
-    if INTERPRET or torch.version.hip:
+    if not knows_tf32():
         return "ieee"
     return "tf32" if x_dtype == torch.bfloat16 else "tf32x3"
 

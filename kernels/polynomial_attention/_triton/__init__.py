@@ -55,7 +55,7 @@ TILES = {
     # Without tensor cores a product is unrolled into registers: more warps share a smaller one.
     torch.float32: _Tiles(32, 32, 16, 8, 1, tl.float32, "ieee"),
 }
-# One group of dims leaves the registers for twice the tokens.
+# One group of dims and one block of channels leave the registers for twice the tokens.
 NARROW_TILES = TILES | {torch.bfloat16: _Tiles(64, 64, 64, 4, 2, tl.bfloat16, "tf32")}
 
 
@@ -97,7 +97,8 @@ class _Call:
         self.cu_seqlens, self.normalize = cu_seqlens, normalize
         self.c0, self.c1, self.c2 = coefficients[0], coefficients[1] * scale, coefficients[2] * scale**2
         self.r, self.w = num_features(d, coefficients), width + normalize
-        self.tiles = (NARROW_TILES if d <= GROUP else TILES)[q.dtype]
+        is_narrow = d <= GROUP and width <= NARROW_TILES[q.dtype].channels
+        self.tiles = (NARROW_TILES if is_narrow else TILES)[q.dtype]
         self.block_v = min(self.tiles.channels, max(16, triton.next_power_of_2(width)))
         self.block_k = max(GROUP, triton.next_power_of_2(d))
         self.v_blocks = triton.cdiv(width, self.block_v)
