@@ -104,16 +104,7 @@ def test_storing_replaces_only_what_was_compiled_anew(tmp_path):
     assert "| long_conv | k | c | 4 | float32 | cuda:90 | 4 | 100 / 7 / 1.0 |" in text
 
 
-# Ops whose kernels are not yet in the stored table; one that is compiled leaves this list.
-NOT_STORED = ("causal_attention", "linear_attention", "polynomial_attention")
-STORED = [op for op in OPS if op not in NOT_STORED]
-
-
-def test_table_holds_just_the_ops_that_are_said_to_be_stored(stored):
-    assert {kernel.op for kernel in stored} == set(STORED)
-
-
-@pytest.mark.parametrize("op", STORED)
+@pytest.mark.parametrize("op", OPS)
 def test_stored_table_is_that_of_the_sources(op, stored):
     sources = {kernel.source for kernel in stored if kernel.op == op}
     assert sources == {fingerprint(op)}, (
@@ -121,7 +112,7 @@ def test_stored_table_is_that_of_the_sources(op, stored):
     )
 
 
-@pytest.mark.parametrize("op", STORED)
+@pytest.mark.parametrize("op", OPS)
 def test_stored_table_is_complete(op, stored):
     found = {(kernel.width, kernel.dtype, kernel.target) for kernel in stored if kernel.op == op}
     wanted = {(width, dtype, target) for width in WIDTHS[op] for dtype in DTYPES for target in DEFAULT_TARGETS}
