@@ -10,33 +10,24 @@ import importlib
 import io
 import json
 import multiprocessing
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 from triton.runtime.errors import TritonError
 
 from subquad.kernels import OPS, _dispatch
 
 from ._compiled_cases import Case, cases
+from ._without_device import TARGETS, DriverWithoutDevice, cpu_tensors_reach_triton, driven_by, sizes_of
 
-TARGETS = {
-    "cuda:80": GPUTarget("cuda", 80, 32),
-    "cuda:90": GPUTarget("cuda", 90, 32),
-    "cuda:100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
 DEFAULT_TARGETS = ("cuda:80", "cuda:90", "gfx942")
 SHARED_LIMIT = {"cuda": 99 * 1024, "hip": 64 * 1024}  # bytes a block: the smallest of the supported generations
 DTYPES = ("float32", "float16", "bfloat16")
@@ -83,37 +74,6 @@ class Launch:
     specialization: str
     case: Case
     number: int
-
-
-class DriverWithoutDevice(DriverBase):
-    """Answers what Triton asks before it compiles. One device number for each target keeps their caches apart."""
-
-    def __init__(self, target: str):
-        super().__init__()
-        self._target = TARGETS[target]
-        self._number = list(TARGETS).index(target)
-
-    @classmethod
-    def is_active(cls) -> bool:
-        return True
-
-    def get_current_target(self) -> GPUTarget:
-        return self._target
-
-    def get_current_device(self) -> int:
-        return self._number
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        return ty
-
-    def get_benchmarker(self):
-        raise NotImplementedError("nothing runs here, so nothing can be timed")
 
 
 def compile_all(
@@ -177,8 +137,7 @@ def collect(op: str, case: Case, dtype: torch.dtype) -> list[Launch]:
 
     function = getattr(importlib.import_module(f"subquad.kernels.{op}"), op)
     inputs = _leaves(op, case, dtype)
-    # The dispatch sees CPU tensors; as in the interpreter, it lets them through when asked for triton.
-    with mock.patch.object(_dispatch, "INTERPRET", True), _hook(take_down):
+    with cpu_tensors_reach_triton(), _hook(take_down):
         result = function(**inputs, backend="triton")
         results = result if isinstance(result, tuple) else (result,)
         if not case.is_decoding:
@@ -226,15 +185,8 @@ def _leaves(op: str, case: Case, dtype: torch.dtype) -> dict:
     return inputs
 
 
-@contextmanager
-def _driver(target: str, cache: str) -> Iterator[None]:
-    """Triton believes in the target, compiles everything anew and prints the assembler's log."""
-    triton.runtime.driver.set_active(DriverWithoutDevice(target))
-    with triton.knobs.cache.scope(), triton.knobs.compilation.scope(), triton.knobs.nvidia.scope():
-        triton.knobs.cache.dir = cache
-        triton.knobs.compilation.always_compile = True
-        triton.knobs.nvidia.dump_ptxas_log = True
-        yield
+def _driver(target: str, cache: str) -> AbstractContextManager:
+    return driven_by(DriverWithoutDevice(target), cache)
 
 
 @contextmanager
@@ -249,7 +201,7 @@ def _compile(launch: Launch, op: str, dtype: str, target: str, version: str) -> 
     try:
         with redirect_stdout(log):
             kernel = launch.function.preload(launch.specialization)
-        sizes = _amd_sizes(kernel) if "amdgcn" in kernel.asm else _nvidia_sizes(kernel, log.getvalue())
+        sizes = sizes_of(kernel, log.getvalue())
     except (TritonError, RuntimeError) as failure:
         error = f"{type(failure).__name__}: {str(failure).strip().splitlines()[-1][:200]}"
     options = json.loads(launch.specialization)["options"]
@@ -268,24 +220,3 @@ def _compile(launch: Launch, op: str, dtype: str, target: str, version: str) -> 
         triton=triton.__version__,
         source=version,
     )
-
-
-def _nvidia_sizes(kernel: triton.compiler.CompiledKernel, log: str) -> dict[str, int]:
-    """From the log of ptxas; spills are the bytes it stores and loads again."""
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    return {
-        "registers": max(int(used) for used in re.findall(r"Used (\d+) registers", log)),
-        "spill": sum(int(stores) + int(loads) for stores, loads in spills),
-        "shared": kernel.metadata.shared,
-    }
-
-
-def _amd_sizes(kernel: triton.compiler.CompiledKernel) -> dict[str, int]:
-    """From the metadata at the end of the assembly; a spilled vector register is 4 bytes of each thread."""
-    text = kernel.asm["amdgcn"]
-    counts = {name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count")}
-    return {
-        "registers": counts["vgpr_count"],
-        "spill": 4 * counts["vgpr_spill_count"],
-        "shared": kernel.metadata.shared,
-    }

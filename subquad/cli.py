@@ -1,8 +1,9 @@
-"""The command line: `subquad recall`, `throughput`, `report`, `check` and `list`.
+"""The command line: `subquad recall`, `throughput`, `profile`, `report`, `check` and `list`.
 
 What a subcommand needs is imported when it runs: --help waits for no plotting library.
 """
 
+import ast
 import importlib.util
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
         _need_extras()
         import tyro
 
-        commands = {"recall": recall, "throughput": throughput, "report": report, "check": check, "list": list_names}
+        commands = {"recall": recall, "throughput": throughput, "profile": profile, "report": report, "check": check}
+        commands["list"] = list_names
         code = tyro.extras.subcommand_cli_from_dict(
             commands, prog="subquad", description="Sequence mixers measured beside attention.", args=arguments
         )
@@ -165,6 +167,36 @@ def check(compile: bool = False, ops: str = "", device: str = "auto") -> int:
         raise UsageError(error) from None
 
 
+def profile(
+    name: str,
+    /,
+    target: Literal["a100", "h100", "b200", "mi300"],
+    mixer: bool = False,
+    sizes: str = "",
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16",
+    out: Path | None = None,
+) -> int:
+    """Model the kernels of an op on a GPU that need not be there: what they compile to and move, a bound of their time.
+
+    Nothing is run or measured. Ends with a table and the path of the record.
+
+    Args:
+        name: which op, e.g. linear_attention. `subquad list` names them.
+        target: the GPU.
+        mixer: the name is that of a mixer.
+        sizes: in place of the usual, e.g. b=4,t=4096,h=16,k=128,v=128,decay=head or, of a mixer, d_model=2048.
+        dtype: of the inputs.
+        out: folder whose records.jsonl gets a line; runs/profile if not given.
+    """
+    from subquad.benchmarks.profile import run_profile
+    from subquad.kernels import BackendError
+
+    try:
+        return run_profile(name, target=target, mixer=mixer, sizes=_sizes(sizes), dtype=dtype, out=out)
+    except (ValueError, BackendError) as error:
+        raise UsageError(error) from None
+
+
 def list_names() -> int:
     """Name the ops, mixers, tasks and recipes."""
     from subquad.benchmarks.recipes import RECIPES
@@ -193,6 +225,20 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(name) for name in _names(text))
     except ValueError:
         raise UsageError(f"--{option}: expected whole numbers separated by commas, got {text!r}") from None
+
+
+def _sizes(text: str) -> dict[str, int | float | str | bool | None]:
+    """Values as Python writes them; what it cannot read is a word."""
+    sizes = {}
+    for part in _names(text):
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"--sizes: expected name=value separated by commas, got {part!r}")
+        try:
+            sizes[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            sizes[name.strip()] = value.strip()
+    return sizes
 
 
 def _finish(folder: Path, written: list[Path], print_table) -> None:
