@@ -66,8 +66,15 @@ def environment(device: "torch.device", seed: int) -> dict:
         },
         "commit": _commit(root),
         "seed": seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *(_without_folder(part) for part in sys.argv[1:])],
     }
+
+
+def _without_folder(part: str) -> str:
+    """Records are for others to read: of an absolute path only its last part is their business."""
+    option, equals, value = part.rpartition("=")  # --out=PATH
+    path = Path(value)
+    return f"{option}{equals}{path.name}" if path.is_absolute() else part
 
 
 def _whole_lines(content: bytes) -> int:

@@ -47,6 +47,21 @@ def test_what_json_cannot_say_becomes_null(tmp_path):
     assert records.read(tmp_path) == [FIRST | {"loss_curve": [[1, None], [2, None]], "lr": 0.1}]
 
 
+def test_command_keeps_no_folder_of_the_machine(monkeypatch):
+    arguments = [
+        "/somewhere/bin/subquad",
+        "recall",
+        "--out",
+        "/home/me/runs/a",
+        "--out=/home/me/b",
+        "--recipe=quick",
+        "runs/c",
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    command = records.environment(torch.device("cpu"), seed=0)["command"]
+    assert command == ["subquad", "recall", "--out", "a", "--out=b", "--recipe=quick", "runs/c"]
+
+
 def test_environment_says_where_and_with_what():
     environment = records.environment(torch.device("cpu"), seed=3)
     assert environment["seed"] == 3
