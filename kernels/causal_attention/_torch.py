@@ -22,7 +22,7 @@ MIN_ROWS, MAX_ROWS = 16, 64  # query rows of a tile: fewer make thin products, m
 FEW_ROWS = 16  # query rows of a key head up to which keys and values are read where they lie, without a copy
 ALIGNMENT = 16  # the keys of a windowed tile begin at a multiple of this: a vector register of floats
 SHORT = 256  # keys up to which the fused kernel with a mask is faster than tiles that skip what is masked
-LONG = 1024  # keys from which a transposed copy pays, and oneDNN's products inside the fused kernel
+LONG = 1024  # keys from which oneDNN's products pay inside the fused kernel
 
 fused_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
