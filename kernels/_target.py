@@ -3,6 +3,26 @@ that are compiled ahead of time, for a GPU that is not there, are those that wou
 
 import triton
 
+# Compute capabilities that compile and fit alike. Others (8.6, 8.9, 12.0) have less shared memory: they are "cuda".
+FAMILIES = {80: "sm_80", 87: "sm_80", 90: "sm_90", 100: "sm_100", 103: "sm_100"}
+MAKERS = ("cuda", "hip")  # the names that a GPU has which is in no family
+INTERPRETER = "interpreter"
+
+
+def architecture() -> str:
+    """The family of the GPU, e.g. "sm_90" or "gfx942"; "cuda" or "hip" if it has none; or INTERPRETER."""
+    if not _has_target():
+        return INTERPRETER
+    target = _target()
+    if target.backend == "cuda":
+        return FAMILIES.get(target.arch, "cuda")
+    return "gfx942" if target.arch in ("gfx942", "gfx950") else "hip"
+
+
+def maker_of(architecture: str) -> str:
+    """ "hip" for AMD's, "cuda" for NVIDIA's and for the interpreter."""
+    return "hip" if architecture in ("gfx942", "hip") else "cuda"
+
 
 def knows_tf32() -> bool:
     """Whether float32 products may run on tensor cores as sums of tf32 products."""
