@@ -14,6 +14,7 @@ from subquad.kernels import _dispatch
 
 TARGETS = {
     "cuda:80": GPUTarget("cuda", 80, 32),
+    "cuda:89": GPUTarget("cuda", 89, 32),
     "cuda:90": GPUTarget("cuda", 90, 32),
     "cuda:100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),

@@ -27,11 +27,10 @@ from subquad.kernels import OPS, _dispatch
 
 from ._compiled_cases import Case, cases
 from ._without_device import TARGETS, DriverWithoutDevice, cpu_tensors_reach_triton, driven_by, sizes_of
+from .profile.calls import DTYPES, STAY_FLOAT32
 
 DEFAULT_TARGETS = ("cuda:80", "cuda:90", "gfx942")
 SHARED_LIMIT = {"cuda": 99 * 1024, "hip": 64 * 1024}  # bytes a block: the smallest of the supported generations
-DTYPES = ("float32", "float16", "bfloat16")
-STAY_FLOAT32 = ("state", "log_decay")  # what training in half precision keeps in float32
 
 
 @dataclass(frozen=True)

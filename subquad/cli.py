@@ -170,7 +170,7 @@ def check(compile: bool = False, ops: str = "", device: str = "auto") -> int:
 def profile(
     name: str,
     /,
-    target: Literal["a100", "h100", "b200", "mi300"],
+    target: Literal["a100", "h100", "b200", "l40s", "mi300"],
     mixer: bool = False,
     sizes: str = "",
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16",

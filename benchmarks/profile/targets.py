@@ -65,30 +65,36 @@ class GPU:
 CUDA_GUIDE = "CUDA C++ Programming Guide, tables of arithmetic throughput and of technical specifications"
 KIB = 1024
 _NVIDIA = dict(
-    special_rate=16, integer_rate=64, warp_size=32, max_warps=64, max_blocks=32, registers=512, register_unit=8,
-    shared_reserve=KIB, shared_unit=128,
-)  # fmt: skip
+    special_rate=16, integer_rate=64, warp_size=32, registers=512, register_unit=8, shared_reserve=KIB, shared_unit=128,
+)
+_NVIDIA_LARGE = dict(max_warps=64, max_blocks=32, **_NVIDIA)  # fmt: skip
 
 GPUS = {
     "a100": GPU(
         name="A100 SXM4 80 GB", compiled_for="cuda:80", num_multiprocessors=108, clock_ghz=1.41,
         half_rate=2048, tf32_rate=1024, float_rate=128, warp_mma_share=1.0, bandwidth_gb=2039, cache_mb=40,
         shared_bytes=164 * KIB, block_shared_bytes=163 * KIB,
-        source=f"NVIDIA A100 data sheet (312 TFLOPS, 2039 GB/s); {CUDA_GUIDE}, 8.0", **_NVIDIA,
+        source=f"NVIDIA A100 data sheet (312 TFLOPS, 2039 GB/s); {CUDA_GUIDE}, 8.0", **_NVIDIA_LARGE,
     ),
     "h100": GPU(
         name="H100 SXM5 80 GB", compiled_for="cuda:90", num_multiprocessors=132, clock_ghz=1.83,
         half_rate=4096, tf32_rate=2048, float_rate=256, warp_mma_share=0.63, bandwidth_gb=3350, cache_mb=50,
         shared_bytes=228 * KIB, block_shared_bytes=227 * KIB,
         source=f"NVIDIA H100 data sheet (989 TFLOPS, 3.35 TB/s); {CUDA_GUIDE}, 9.0; mma.sync: arXiv 2402.13499",
-        **_NVIDIA,
+        **_NVIDIA_LARGE,
     ),
     "b200": GPU(
         name="B200 (HGX, 1000 W)", compiled_for="cuda:100", num_multiprocessors=148, clock_ghz=1.856,
         half_rate=8192, tf32_rate=4096, float_rate=256, warp_mma_share=1.0, bandwidth_gb=8000, cache_mb=126,
         shared_bytes=228 * KIB, block_shared_bytes=227 * KIB,
         source=f"NVIDIA HGX B200 data sheet (2250 TFLOPS, 8 TB/s); {CUDA_GUIDE}, 10.0; mma.sync: as if at full rate",
-        **_NVIDIA,
+        **_NVIDIA_LARGE,
+    ),
+    "l40s": GPU(  # of the GPUs whose blocks have least shared memory
+        name="L40S", compiled_for="cuda:89", num_multiprocessors=142, clock_ghz=2.52,
+        half_rate=1024, tf32_rate=512, float_rate=256, warp_mma_share=1.0, bandwidth_gb=864, cache_mb=96,
+        max_warps=48, max_blocks=24, shared_bytes=100 * KIB, block_shared_bytes=99 * KIB,
+        source=f"NVIDIA L40S data sheet (362 TFLOPS, 864 GB/s); {CUDA_GUIDE}, 8.9", **_NVIDIA,
     ),
     "mi300": GPU(
         name="MI300X", compiled_for="gfx942", num_multiprocessors=304, clock_ghz=2.1,

@@ -82,7 +82,7 @@ def test_machine_code_was_read(profiled):
     (dict(name="conv"), "unknown op 'conv'; expected one of causal_attention, "),
     (dict(name="hyena"), "unknown op 'hyena'; expected one of .*; 'hyena' is a mixer"),
     (dict(name="conv", mixer=True), "unknown mixer 'conv'; expected one of attention, "),
-    (dict(target="v100"), "unknown target 'v100'; expected one of a100, h100, b200, mi300"),
+    (dict(target="v100"), "unknown target 'v100'; expected one of a100, h100, b200, l40s, mi300"),
     (dict(dtype="float64"), "unknown dtype 'float64'; expected one of float32, "),
     (dict(sizes={"z": 3}), "short_conv has no size 'z'; expected some of b, t, d, w, "),
     (dict(sizes={"t": 0}), "short_conv: t must be at least 1, got 0"),

@@ -17,13 +17,14 @@ from subquad.benchmarks.profile.pipes import Work
 from subquad.benchmarks.profile.table import summary
 from subquad.benchmarks.profile.targets import GPUS, find_gpu
 
-A100, H100, B200, MI300 = GPUS.values()
+A100, H100, B200, L40S, MI300 = GPUS.values()
 
 
 @pytest.mark.parametrize("gpu, half, tf32, single", [
     (A100, 312, 156, 19.5),
     (H100, 989, 495, 61.8),  # float32 at the clock of the matrix units; the data sheet's 67 is at 1.98 GHz
     (B200, 2250, 1125, 70.3),
+    (L40S, 366, 183, 91.6),
     (MI300, 1307, 654, 163.4),
 ])  # fmt: skip
 def test_peaks_are_those_of_the_data_sheets(gpu, half, tf32, single):
@@ -42,6 +43,8 @@ def test_peaks_are_those_of_the_data_sheets(gpu, half, tf32, single):
     (H100, 128, 96 * 1024, 8, 2, "registers"),
     (H100, 64, 113 * 1024, 8, 2, "shared memory"),  # 2 x 114 KiB are just the 228
     (H100, 64, 113 * 1024 + 1, 8, 1, "shared memory"),
+    (L40S, 32, 32 * 1024, 4, 3, "shared memory"),  # 4 x 33 KiB do not go into 100
+    (L40S, 32, 0, 4, 12, "warps"),
     (MI300, 128, 16 * 1024, 4, 4, "registers"),  # 4 wavefronts a part
     (MI300, 64, 40 * 1024, 4, 1, "shared memory"),
     (MI300, 24, 0, 4, 8, "warps"),
@@ -108,5 +111,5 @@ def test_what_fits_in_the_cache_is_said_to_be_no_sure_bound():
 
 
 def test_unknown_targets_list_the_known():
-    with pytest.raises(ValueError, match="unknown target 'v100'; expected one of a100, h100, b200, mi300"):
+    with pytest.raises(ValueError, match="unknown target 'v100'; expected one of a100, h100, b200, l40s, mi300"):
         find_gpu("v100")
