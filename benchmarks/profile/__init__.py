@@ -5,14 +5,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from triton.errors import TritonError
 
 from subquad.kernels import BackendError, _dispatch
 
 from .. import records
 from .calls import Call, Sizes, Subject, make_call, plan_subject
-from .capture import Session, pretend, tensor_bytes
+from .capture import Session, pretend
 from .model import PassModel, model_pass
 from .table import print_profile, record_of
 from .targets import GPU, GPUS, find_gpu
@@ -68,7 +67,7 @@ def run_profile(
 
 
 def model_subject(subject: Subject, gpu: GPU) -> list[PassModel]:
-    """The forward and the backward pass of a subject, modelled in this process."""
+    """The passes of a subject, modelled in this process."""
     with pretend(gpu) as session:
         call = make_call(subject)
         try:
@@ -82,17 +81,12 @@ def model_subject(subject: Subject, gpu: GPU) -> list[PassModel]:
 
 
 def _record(session: Session, call: Call) -> list[tuple]:
-    """(name, what it launched, compulsory bytes) of both passes."""
+    """(name, what it launched, compulsory bytes) of every pass."""
     outputs, forward = session.record(call.forward)
-    y = outputs[0]  # in training nothing flows back through the last state
-    dy = torch.empty_like(y)
-    grads, backward = session.record(lambda: torch.autograd.grad(y, call.leaves, dy, allow_unused=True))
-    inputs = _bytes(call.leaves)
-    return [
-        ("forward", forward, inputs + _bytes(outputs)),
-        ("backward", backward, inputs + _bytes([dy, *grads])),
-    ]
-
-
-def _bytes(tensors) -> int:
-    return sum(tensor_bytes(x) for x in tensors if isinstance(x, Tensor))
+    passes = [("forward", forward, call.forward_bytes(outputs))]
+    if call.leaves:
+        y = outputs[0]  # in training nothing flows back through the last state
+        dy = torch.empty_like(y)
+        grads, backward = session.record(lambda: torch.autograd.grad(y, call.leaves, dy, allow_unused=True))
+        passes.append(("backward", backward, call.backward_bytes(dy, grads)))
+    return passes

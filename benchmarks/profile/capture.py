@@ -9,7 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
@@ -71,10 +71,9 @@ class Captured:
 
 
 class Session:
-    """Records while `recording`; made by `pretend`."""
+    """Keeps what `record` sees being launched; `log` is what the assembler says meanwhile."""
 
-    def __init__(self, gpu: GPU):
-        self.gpu = gpu
+    def __init__(self):
         self.log = io.StringIO()
         self._launches, self._helpers = [], []
 
@@ -91,6 +90,10 @@ class Session:
             result = call()
         return result, Captured(tuple(self._launches), tuple(self._helpers))
 
+    def around_helper(self) -> AbstractContextManager:
+        """What an operation of PyTorch's own runs in."""
+        return nullcontext()
+
 
 @contextmanager
 def pretend(gpu: GPU) -> Iterator[Session]:
@@ -98,21 +101,21 @@ def pretend(gpu: GPU) -> Iterator[Session]:
 
     Triton takes the process for one with such a GPU from then on, so this belongs in a process of its own.
     """
-    session = Session(gpu)
-    with TemporaryDirectory() as cache, driven_by(_RecordingDriver(session), cache), warnings.catch_warnings():
+    session = Session()
+    with TemporaryDirectory() as cache, driven_by(_RecordingDriver(session, gpu), cache), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         with cpu_tensors_reach_triton(), redirect_stdout(session.log), FakeTensorMode():
             yield session
 
 
 class _RecordingDriver(DriverWithoutDevice):
-    def __init__(self, session: Session):
-        super().__init__(session.gpu.compiled_for)
+    def __init__(self, session: Session, gpu: GPU):
+        super().__init__(gpu.compiled_for)
         self._session = session
-        self.utils = _NoUtils(session.gpu)
+        self.utils = _NoUtils(gpu)
 
-    def launcher_cls(self, source, metadata) -> "_Recorder":
-        return _Recorder(self._session, source, metadata, self.get_current_device())
+    def launcher_cls(self, source, metadata) -> "Recorder":
+        return Recorder(self._session, source, metadata, self.get_current_device())
 
 
 class _NoUtils:
@@ -129,8 +132,8 @@ class _NoUtils:
         return name, name, 0, 0, 1024
 
 
-class _Recorder:
-    """Takes the place of the function that launches one compiled kernel."""
+class Recorder:
+    """Called as the function that launches one compiled kernel is; writes the launch down."""
 
     def __init__(self, session: Session, source, metadata, device: int):
         compiled = source.fn.device_caches[device][0].values()
@@ -177,7 +180,8 @@ class _Operators(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        result = func(*args, **kwargs)
+        with self._session.around_helper():
+            result = func(*args, **kwargs)
         helper = helper_op(func, args, kwargs, result)
         if helper is not None:
             self._session.helped(helper)

@@ -181,7 +181,7 @@ def helper_microseconds(helper: HelperOp, gpu: GPU) -> float:
 def _model_kernel(group: list[Launch], gpu: GPU) -> KernelModel:
     launch = group[0]
     facts = read_kernel(launch.kernel, launch.log, gpu)
-    traffic, unknown = _traffic(launch)
+    traffic, unknown = launch_traffic(launch)
     bounds, device_bytes = {}, None
     if traffic is not None:
         device_bytes = traffic.device_bytes(launch.tensors)
@@ -208,7 +208,8 @@ def _model_kernel(group: list[Launch], gpu: GPU) -> KernelModel:
     )
 
 
-def _traffic(launch: Launch) -> tuple[Traffic | None, str]:
+def launch_traffic(launch: Launch) -> tuple[Traffic | None, str]:
+    """(what a launch asks for, "") or (None, why that is not known)."""
     try:
         return count_traffic(parse_function(launch.kernel.asm["ttir"]), launch.scalars, launch.grid), ""
     except UnknownTraffic as reason:
