@@ -1,7 +1,11 @@
 """The GPU that Triton compiles for. Tiles and precision are chosen by it and not by a tensor's device: so kernels
 that are compiled ahead of time, for a GPU that is not there, are those that would run on it."""
 
+from functools import cache
+
+import torch
 import triton
+from triton.backends.driver import GPUDriver
 
 # Compute capabilities that compile and fit alike. Others (8.6, 8.9, 12.0) have less shared memory: they are "cuda".
 FAMILIES = {80: "sm_80", 87: "sm_80", 90: "sm_90", 100: "sm_100", 103: "sm_100"}
@@ -24,6 +28,13 @@ def maker_of(architecture: str) -> str:
     return "hip" if architecture in ("gfx942", "hip") else "cuda"
 
 
+def gpu_name() -> str | None:
+    """The name of the GPU that kernels run on; None in the interpreter and where Triton's target is only made up."""
+    if not (_has_target() and torch.cuda.is_available() and _drives_a_gpu()):
+        return None
+    return _name_of(torch.cuda.current_device())
+
+
 def knows_tf32() -> bool:
     """Whether float32 products may run on tensor cores as sums of tf32 products."""
     return _has_target() and _target().backend == "cuda"
@@ -37,6 +48,16 @@ def multiplies_from_shared_memory() -> bool:
 def _has_target() -> bool:
     """Triton's interpreter has none."""
     return not triton.knobs.runtime.interpret
+
+
+def _drives_a_gpu() -> bool:
+    """What compiles for a GPU that is not there puts a driver of another kind in place of Triton's own."""
+    return isinstance(triton.runtime.driver.active, GPUDriver)
+
+
+@cache
+def _name_of(device: int) -> str:
+    return torch.cuda.get_device_name(device)
 
 
 def _target():
