@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import triton
 
 from .._without_device import sizes_of
-from .machine_code import BasicBlock, disassemble, hot_path, innermost_loops
-from .pipes import Work, product_of, work_of
+from .machine_code import BasicBlock, blocks_in_loops, disassemble, hot_path, innermost_loops
+from .pipes import Work, product_of, spilled_bytes, work_of
 from .targets import GPU
 
 ASYNC_COPIES = {
@@ -32,6 +32,8 @@ class KernelFacts:
     async_copies: instructions that copy to or from shared memory without waiting, by kind.
     hot: one pass through the hot loop: the innermost loop with most FLOP of matrix instructions; None without any.
     has_loop: False if matrix instructions are outside of loops; then `hot` is the whole kernel.
+    loop_spill: bytes that the instructions inside of loops move to or from a thread's own memory, each counted once.
+    hot_spill: those of one pass through the hot loop; without matrix instructions every loop counts as hot.
     """
 
     num_warps: int
@@ -43,6 +45,8 @@ class KernelFacts:
     async_copies: dict[str, int]
     hot: Work | None
     has_loop: bool
+    loop_spill: int
+    hot_spill: int
 
 
 def read_kernel(kernel: triton.compiler.CompiledKernel, log: str, gpu: GPU) -> KernelFacts:
@@ -52,6 +56,7 @@ def read_kernel(kernel: triton.compiler.CompiledKernel, log: str, gpu: GPU) -> K
     copies = Counter(ASYNC_COPIES[x.name] for x in instructions if x.name in ASYNC_COPIES)
     num_warps = kernel.metadata.num_warps
     hot, has_loop = hot_loop(blocks, num_warps, gpu)
+    loop_spill = spilled_bytes(x for block in blocks_in_loops(blocks) for x in block.instructions)
     return KernelFacts(
         num_warps=num_warps,
         **sizes_of(kernel, log),
@@ -60,7 +65,16 @@ def read_kernel(kernel: triton.compiler.CompiledKernel, log: str, gpu: GPU) -> K
         async_copies=dict(copies),
         hot=hot,
         has_loop=has_loop,
+        loop_spill=loop_spill,
+        hot_spill=hot_spill(hot, has_loop, loop_spill),
     )
+
+
+def hot_spill(hot: Work | None, has_loop: bool, loop_spill: int) -> int:
+    """Of a kernel whose hot loop and spills in all loops are these."""
+    if hot is None:
+        return loop_spill
+    return hot.spilled if has_loop else 0
 
 
 def hot_loop(blocks: list[BasicBlock], num_warps: int, gpu: GPU) -> tuple[Work | None, bool]:

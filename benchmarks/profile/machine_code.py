@@ -132,6 +132,11 @@ def innermost_loops(blocks: list[BasicBlock], matters: Callable[[BasicBlock], bo
     return found
 
 
+def blocks_in_loops(blocks: list[BasicBlock]) -> list[BasicBlock]:
+    """What may run more than once in a program."""
+    return [blocks[i] for part in _cycles(blocks, set(range(len(blocks)))) for i in sorted(part)]
+
+
 def _cycles(blocks: list[BasicBlock], nodes: set[int]) -> list[set[int]]:
     """Strongly connected parts of the graph of `nodes` that hold a cycle (Kosaraju)."""
     forward = {i: [j for j in blocks[i].successors if j in nodes] for i in nodes}

@@ -27,6 +27,7 @@ GROUP_MMA = ("HGMMA", "IGMMA", "QGMMA")  # four warps together
 TENSOR_MEMORY_MMA = ("UTCHMMA", "UTCIMMA", "UTCQMMA")  # one thread for all warps; the text does not tell the size
 WARP_SHAPES = {"1684": 16 * 8 * 4, "1688": 16 * 8 * 8, "16816": 16 * 8 * 16, "16832": 16 * 8 * 32, "16864": 16 * 8 * 64}
 _MFMA = re.compile(r"v_mfma_\w+?_(\d+)x(\d+)x(\d+)_(?:(\d+)b_)?(\w+)")
+_SCRATCH = re.compile(r"scratch_(?:load|store)_(?:dword(?:x([234]))?|\w+)$")
 _GROUP_SHAPE = re.compile(r"\.(\d+)x(\d+)x(\d+)")
 
 
@@ -47,12 +48,14 @@ class Work:
     products: matrix instructions of each warp by kind.
     flops: of the matrix instructions of all warps; 0 where the text does not tell the size.
     clocks: of the multiprocessor, for each of PIPES.
+    spilled: bytes that each thread moves to or from memory of its own.
     """
 
     instructions: int
     products: dict[str, int]
     flops: int
     clocks: dict[str, float]
+    spilled: int
 
     @property
     def busiest(self) -> str:
@@ -106,7 +109,19 @@ def work_of(instructions: Iterable[Instruction], num_warps: int, gpu: GPU) -> Wo
         clocks["issue"] += 1 / PARTS
         clocks["shared"] += shared_bytes(instruction, gpu) / SHARED_BYTES
     clocks = {pipe: num_warps * value for pipe, value in clocks.items()}
-    return Work(len(instructions), dict(products), num_warps * flops, clocks)
+    return Work(len(instructions), dict(products), num_warps * flops, clocks, spilled_bytes(instructions))
+
+
+def spilled_bytes(instructions: Iterable[Instruction]) -> int:
+    """Bytes that a thread moves to or from memory of its own, where a register finds room that is nowhere else."""
+    return sum(_own_memory_bytes(instruction) for instruction in instructions)
+
+
+def _own_memory_bytes(instruction: Instruction) -> int:
+    if instruction.name in ("LDL", "STL"):
+        return 16 if ".128" in instruction.opcode else 8 if ".64" in instruction.opcode else 4
+    words = _SCRATCH.match(instruction.opcode)
+    return 4 * int(words[1] or 1) if words else 0
 
 
 def shared_bytes(instruction: Instruction, gpu: GPU) -> float:

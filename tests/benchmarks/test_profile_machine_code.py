@@ -2,9 +2,16 @@
 
 import pytest
 
-from subquad.benchmarks.profile.kernel_facts import hot_loop
-from subquad.benchmarks.profile.machine_code import Instruction, hot_path, innermost_loops, parse_amdgcn, parse_sass
-from subquad.benchmarks.profile.pipes import product_of, shared_bytes, work_of
+from subquad.benchmarks.profile.kernel_facts import hot_loop, hot_spill
+from subquad.benchmarks.profile.machine_code import (
+    Instruction,
+    blocks_in_loops,
+    hot_path,
+    innermost_loops,
+    parse_amdgcn,
+    parse_sass,
+)
+from subquad.benchmarks.profile.pipes import product_of, shared_bytes, spilled_bytes, work_of
 from subquad.benchmarks.profile.targets import GPUS
 
 H100, A100, MI300 = GPUS["h100"], GPUS["a100"], GPUS["mi300"]
@@ -113,6 +120,46 @@ def test_amd_assembly_ends_with_the_function():
     hot, has_loop = hot_loop(blocks, 2, MI300)
     assert has_loop and hot.flops == 2 * (2 * 32 * 32 * 8) and hot.products == {"MFMA.bf16": 1}
     assert hot.clocks["matrix"] == hot.flops / 2048 and hot.clocks["shared"] == 2 * 64 * 16 / 128
+
+
+SPILLS = """
+        /*0000*/                   STL.128 [R1+0x10], R4 ;
+.L_x_0:
+        /*0010*/                   LDL R2, [R1] ;
+.L_x_1:
+        /*0020*/                   LDL.LU.64 R4, [R1+0x8] ;
+        /*0030*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR48], RZ, !UPT ;
+        /*0040*/               @P1 BRA `(.L_x_1) ;
+        /*0050*/                   STL [R1], R2 ;
+        /*0060*/               @P2 BRA `(.L_x_0) ;
+        /*0070*/                   LDL.128 R4, [R1+0x10] ;
+        /*0080*/                   EXIT ;
+"""
+
+
+def test_spills_are_told_by_where_they_are():
+    """Before and after the loops 32 bytes; in the outer loop 8; in the hot one another 8."""
+    blocks = parse_sass(SPILLS)
+    assert spilled_bytes(x for block in blocks for x in block.instructions) == 16 + 4 + 8 + 4 + 16
+    in_loops = spilled_bytes(x for block in blocks_in_loops(blocks) for x in block.instructions)
+    assert in_loops == 4 + 8 + 4
+    assert hot_spill(*hot_loop(blocks, 4, H100), in_loops) == 8
+
+
+def test_spills_of_a_kernel_without_products_are_hot_in_every_loop():
+    blocks = parse_sass(SPILLS.replace("HGMMA", "FFMA"))
+    in_loops = spilled_bytes(x for block in blocks_in_loops(blocks) for x in block.instructions)
+    assert hot_spill(*hot_loop(blocks, 4, H100), in_loops) == in_loops == 16
+    straight = parse_sass("\n".join(line for line in SPILLS.splitlines() if "BRA" not in line))
+    assert blocks_in_loops(straight) == [] and hot_spill(*hot_loop(straight, 4, H100), 0) == 0
+
+
+@pytest.mark.parametrize("opcode, count", [
+    ("scratch_load_dword", 4), ("scratch_store_dwordx4", 16), ("scratch_load_dwordx3", 12), ("scratch_store_short", 4),
+    ("global_load_dword", 0), ("LDS.128", 0), ("STL", 4), ("LDL.64", 8),
+])  # fmt: skip
+def test_spilled_bytes_are_told_by_the_opcode(opcode, count):
+    assert spilled_bytes([Instruction(opcode)]) == count
 
 
 @pytest.mark.parametrize("opcode, gpu, flops, share", [

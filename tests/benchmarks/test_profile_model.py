@@ -75,12 +75,12 @@ def test_product_time_is_flop_over_the_peak_of_busy_multiprocessors():
 
 
 def facts(hot: Work | None) -> KernelFacts:
-    return KernelFacts(4, 100, 0, 1024, 0, 500, {}, hot, True)
+    return KernelFacts(4, 100, 0, 1024, 0, 500, {}, hot, True, loop_spill=0, hot_spill=0)
 
 
 def test_loop_time_is_passes_at_the_pace_of_the_busiest_pipe():
     clocks = dict(issue=366.0, matrix=100.0, special=50.0, float=0.0, integer=0.0, shared=183.0)
-    hot = Work(instructions=366, products={"HGMMA": 8}, flops=409_600, clocks=clocks)
+    hot = Work(instructions=366, products={"HGMMA": 8}, flops=409_600, clocks=clocks, spilled=0)
     assert hot.busiest == "issue" and hot.matrix_share == 100 / 366
     # 1320 passes of 366 clocks on 132 multiprocessors at 1830 clocks a microsecond
     assert loop_microseconds(facts(hot), {"half": 1320 * 409_600}, 4096, H100) == pytest.approx(2.0)
