@@ -1,4 +1,4 @@
-"""The command line: `subquad recall`, `throughput`, `profile`, `report`, `check` and `list`.
+"""The command line: `subquad recall`, `throughput`, `profile`, `report`, `check`, `tune` and `list`.
 
 What a subcommand needs is imported when it runs: --help waits for no plotting library.
 """
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         import tyro
 
         commands = {"recall": recall, "throughput": throughput, "profile": profile, "report": report, "check": check}
-        commands["list"] = list_names
+        commands |= {"tune": tune, "list": list_names}
         code = tyro.extras.subcommand_cli_from_dict(
             commands, prog="subquad", description="Sequence mixers measured beside attention.", args=arguments
         )
@@ -170,21 +170,23 @@ def check(compile: bool = False, ops: str = "", device: str = "auto") -> int:
 def profile(
     name: str,
     /,
-    target: Literal["a100", "h100", "b200", "l40s", "mi300"],
+    target: Literal["a100", "h100", "b200", "l40s", "mi300"] | None = None,
     mixer: bool = False,
     sizes: str = "",
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16",
     out: Path | None = None,
 ) -> int:
-    """Model the kernels of an op on a GPU that need not be there: what they compile to and move, a bound of their time.
+    """Measure every kernel of an op on your GPU, beside the published forms that are installed.
 
-    Nothing is run or measured. Ends with a table and the path of the record.
+    With --target instead a model of a GPU that need not be there: what the kernels compile to and move, and a lower
+    bound of their time; nothing is run. Ends with a table and the paths of the record, of a roofline and of traces.
 
     Args:
         name: which op, e.g. linear_attention. `subquad list` names them.
-        target: the GPU.
+        target: the GPU to model.
         mixer: the name is that of a mixer.
-        sizes: in place of the usual, e.g. b=4,t=4096,h=16,k=128,v=128,decay=head or, of a mixer, d_model=2048.
+        sizes: in place of the usual, e.g. b=4,t=4096,h=16,k=128,v=128,decay=head or, of a mixer, d_model=2048. One
+            token is decoded: t=1 with state=True, with s=65536 keys, or of a mixer after past=4096 tokens.
         dtype: of the inputs.
         out: folder whose records.jsonl gets a line; runs/profile if not given.
     """
@@ -195,6 +197,45 @@ def profile(
         return run_profile(name, target=target, mixer=mixer, sizes=_sizes(sizes), dtype=dtype, out=out)
     except (ValueError, BackendError) as error:
         raise UsageError(error) from None
+
+
+def tune(
+    ops: str = "",
+    dtypes: str = "bfloat16",
+    head_dims: str = "64,128",
+    device: str = "cuda",
+    show: bool = False,
+    forget: bool = False,
+) -> int:
+    """Search your GPU for faster ways to launch the kernels, and keep what is found for it.
+
+    Takes minutes for an op. What is found is stored at once and serves every later process on a GPU of this name;
+    another version of Triton or of the tables passes it over.
+
+    Args:
+        ops: which ones, e.g. causal_attention,short_conv; all if empty.
+        dtypes: of the inputs: float32, float16, bfloat16.
+        head_dims: widths of keys and values, e.g. 64,128,256.
+        device: cuda is the current GPU; or cuda:1.
+        show: instead, print what is stored for every GPU.
+        forget: instead, remove what is stored for this GPU.
+    """
+    from subquad.benchmarks import tune as tuning
+    from subquad.kernels import OPS
+
+    if show and forget:
+        raise UsageError("tune: --show and --forget are two things; ask for one")
+    try:
+        if show:
+            return tuning.show_tuned()
+        if forget:
+            return tuning.forget(device)
+        return tuning.run_tune(_names(ops) or OPS, _names(dtypes), _numbers("head-dims", head_dims), device)
+    except (ValueError, tuning.LostGPUError) as error:
+        raise UsageError(error) from None
+    except KeyboardInterrupt:
+        print("subquad: interrupted; what was found before is stored", file=sys.stderr)
+        return INTERRUPTED
 
 
 def list_names() -> int:

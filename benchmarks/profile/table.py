@@ -50,6 +50,13 @@ def print_profile(subject: Subject, gpu: GPU, passes: Sequence[PassModel]) -> No
 def summary(one: PassModel, gpu: GPU) -> str:
     """A pass in one line: bytes beside those that cannot be spared, and the bound."""
     moved = one.device_bytes + one.helper_bytes
+    unknown = sum(kernel.launches for kernel in one.kernels if kernel.traffic is None)
+    if unknown:
+        return (
+            f"{one.name}: {one.launches} launches, of which {unknown} move what depends on values in memory, so their "
+            f"bytes and time are not known; {one.helper_count} helper operations; compulsory "
+            f"{_megabytes(one.compulsory_bytes)} MB"
+        )
     fits = one.compulsory_bytes < gpu.cache_mb * 1e6
     return (
         f"{one.name}: {one.launches} launches, {one.helper_count} helper operations; {_megabytes(moved)} MB, "
