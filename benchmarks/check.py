@@ -84,7 +84,7 @@ def check_op(op: str, backend: str, dtype: torch.dtype, device: torch.device) ->
             inputs = room.make_inputs(torch.Generator().manual_seed(SEED), **dims)
             _check_case(finding, name, {key: _cast(x, dtype) for key, x in inputs.items()}, device)
             finding.num_cases += 1
-    except _failures() as failure:
+    except backend_failures() as failure:
         finding.failure = f"{name}: {type(failure).__name__}: {failure}"
     return finding
 
@@ -104,14 +104,22 @@ def _check_case(finding: Finding, case: str, inputs: dict, device: torch.device)
         finding.unequal += any(not torch.equal(run[name], x) for run in again for name, x in found.items())
 
 
+def op_function(op: str) -> Callable:
+    return getattr(importlib.import_module(f"subquad.kernels.{op}"), op)
+
+
+def bits(x: Tensor) -> Tensor:
+    """The same memory as whole numbers: equal where bits are, also where they mean NaN or a negative zero."""
+    return x.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
 def evaluate(op: str, backend: str, inputs: dict, dtype: torch.dtype) -> dict[str, Tensor]:
     """Results and gradients by name: y, the state, and dx for every floating input x.
 
     What flows back is random, and representable in `dtype` so that float64 gets the same.
     """
-    function = getattr(importlib.import_module(f"subquad.kernels.{op}"), op)
     leaves = {name: x.detach().clone().requires_grad_() if _is_real(x) else x for name, x in inputs.items()}
-    result = function(**leaves, backend=backend)
+    result = op_function(op)(**leaves, backend=backend)
     results = result if isinstance(result, tuple) else (result,)
     generator = torch.Generator().manual_seed(SEED + 1)
     outer = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype).to(y) for y in results]
@@ -182,7 +190,7 @@ def _backends(device: torch.device) -> list[str]:
     return ["torch", "interpreter"] if INTERPRET else ["torch"]
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def backend_failures() -> tuple[type[Exception], ...]:
     """What a backend may raise on a device that it does not suit; one row fails then, and the others go on."""
     if not HAS_TRITON:
         return (RuntimeError,)
