@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,14 +52,12 @@ class Finding:
             self.worst, self.where, self.error, self.budget = share, where, error, budget
 
 
-def run_check(compile: bool = False, ops: tuple[str, ...] = OPS, device: str = "auto") -> int:
-    """Check the ops on a device, or with `compile` compile their kernels for GPUs that need not be there.
+def run_check(ops: tuple[str, ...] = OPS, device: str = "auto") -> int:
+    """Check the ops on a device.
 
-    Prints a table; on a GPU each case is also run again and must give the same bits. With `compile` the table of
-    registers, spills and shared memory that is kept in benchmarks/results is made anew for these ops.
+    Prints a table; on a GPU each case is also run again and must give the same bits.
 
     Args:
-        compile: compile ahead of time instead of running.
         ops: names from OPS.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
 
@@ -72,7 +70,7 @@ def run_check(compile: bool = False, ops: tuple[str, ...] = OPS, device: str = "
     for op in ops:
         if op not in OPS:
             raise ValueError(f"check: unknown op {op!r}; expected some of {', '.join(OPS)}")
-    return _compile(ops) if compile else _check(ops, _device(device))
+    return _check(ops, _device(device))
 
 
 def check_op(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> Finding:
@@ -144,35 +142,6 @@ def _check(ops: tuple[str, ...], device: torch.device) -> int:
     failed = sum(not finding.passed for finding in findings)
     console.print(f"{failed} of {len(findings)} rows are over their budget" if failed else "everything within budget")
     return int(failed > 0)
-
-
-def _compile(ops: tuple[str, ...]) -> int:
-    """One op after the other, each stored when it is done: what a kill leaves is whole."""
-    from ._compiled_table import RESULTS, SUMMARY_HEAD, TABLE, store, summary
-    from .compiled import compile_all
-
-    console, found = Console(), []
-    with Progress(console=console, transient=True) as progress:
-        for op in ops:
-            kernels = compile_all((op,), on_part=_advance(progress, op))
-            store(kernels)
-            found += kernels
-    table = Table(box=SIMPLE, pad_edge=False)
-    for column in SUMMARY_HEAD:
-        table.add_column(column, no_wrap=column == "op")
-    for line in summary(found):
-        table.add_row(*line)
-    console.print(table)
-    for kernel in found:
-        if kernel.failed:
-            console.print(f"{kernel}", markup=False, soft_wrap=True)
-    console.print(f"wrote {RESULTS / TABLE}", soft_wrap=True)
-    return int(any(kernel.failed for kernel in found))
-
-
-def _advance(progress: Progress, op: str) -> Callable[[int, int], None]:
-    task = progress.add_task(f"compiling {op}", total=None)
-    return lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _device(name: str) -> torch.device:

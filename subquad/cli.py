@@ -150,19 +150,44 @@ def throughput(
         raise UsageError(error) from None
 
 
-def check(compile: bool = False, ops: str = "", device: str = "auto") -> int:
+def check(
+    static: bool = False,
+    ops: str = "",
+    device: str = "auto",
+    targets: str = "",
+    triton: str = "",
+    update: bool = False,
+    fast: bool = False,
+) -> int:
     """Compare every kernel with its reference on your own device, forward and backward; show the errors.
 
+    With --static instead compile the kernels for GPUs that need not be there, and fail on an error, a spill in a hot
+    loop, too much shared memory, and on what is above the budget that is stored in benchmarks/results/.
+
     Args:
-        compile: instead, compile the kernels ahead of time for GPUs that need not be there.
+        static: compile instead of running; the options below other than --ops and --device go with it.
         ops: which ones, e.g. short_conv,long_conv; all if empty.
         device: auto is CUDA where there is one; or cpu, cuda, cuda:1.
+        targets: GPUs, e.g. a100,h100; all that the model knows if empty.
+        triton: a version, or a folder that holds Triton; the installed one and then the newest if empty.
+        update: store what is found as the new budget. What is unchanged since it was stored is not compiled again.
+        fast: only one call of each op, for one target.
     """
-    from subquad.benchmarks.check import run_check
     from subquad.kernels import OPS
 
+    names = _names(ops) or OPS
     try:
-        return run_check(compile=compile, ops=_names(ops) or OPS, device=device)
+        if static:
+            from subquad.benchmarks.profile.targets import GPUS
+            from subquad.benchmarks.static import run_static
+
+            asked = {"targets": _names(targets) or tuple(GPUS), "triton": triton or None}
+            return run_static(ops=names, update=update, fast=fast, **asked)
+        if targets or triton or update or fast:
+            raise ValueError("check: --targets, --triton, --update and --fast go with --static")
+        from subquad.benchmarks.check import run_check
+
+        return run_check(ops=names, device=device)
     except ValueError as error:
         raise UsageError(error) from None
 

@@ -90,6 +90,11 @@ class Session:
             result = call()
         return result, Captured(tuple(self._launches), tuple(self._helpers))
 
+    def forget_log(self) -> None:
+        """What the assembler said belongs to the kernel that was compiled just before, or to none."""
+        self.log.seek(0)
+        self.log.truncate()
+
     def around_helper(self) -> AbstractContextManager:
         """What an operation of PyTorch's own runs in."""
         return nullcontext()
@@ -142,8 +147,7 @@ class Recorder:
         self._names = source.fn.arg_names
         self._kernel = next(kernel for kernel in compiled if kernel.metadata is metadata)
         self._log = session.log.getvalue()  # compiled just before: the assembler's log is of this kernel
-        session.log.seek(0)
-        session.log.truncate()
+        session.forget_log()
 
     def __call__(self, x, y, z, stream, function, packed, metadata, before, after, *arguments) -> None:
         named = {
