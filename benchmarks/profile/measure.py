@@ -214,7 +214,7 @@ def _together(a: MeasuredKernel, b: MeasuredKernel) -> MeasuredKernel:
 def short_name(name: str) -> str:
     """A kernel's C++ name without its return type, namespaces, template and function arguments."""
     plain = re.split(r"[<(]", name.removeprefix("void ").replace("(anonymous namespace)::", ""), maxsplit=1)[0]
-    return plain.rpartition("::")[2] or name
+    return plain.rpartition("::")[2].strip() or name
 
 
 class _Bench:

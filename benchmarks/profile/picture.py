@@ -19,7 +19,7 @@ from .work import pass_flops
 DPI = 150
 INK, FAINT, GREY = "#222222", "#E4E4E4", "#777777"
 LINES = {"half": "-", "tf32": (0, (6, 3)), "float": (0, (1, 2))}
-MARGIN = 2.5  # factor by which the axes go past the outermost points
+MARGIN = 4.0  # factor by which the axes go past the outermost points
 LARGE, SMALL = 10, 6  # markers of passes and of kernels
 
 
@@ -73,6 +73,7 @@ def draw_roofline(points: Sequence[Point], roof: Roof, title: str, path: Path) -
         axes.set_ylabel("TFLOP/s (log scale)")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
         axes.grid(color=FAINT, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -82,7 +83,8 @@ def draw_roofline(points: Sequence[Point], roof: Roof, title: str, path: Path) -
         _draw_points(axes, points)
         if not points:
             axes.text(0.5, 0.5, "no pass whose FLOP are known", ha="center", color=GREY, transform=axes.transAxes)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8.5)
+        if points or roof.tflops:
+            axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8.5)
         figure.suptitle(title, x=0.008, ha="left", fontsize=11)
         figure.savefig(path)
 
@@ -98,10 +100,10 @@ def _point(
 
 
 def _range(points: Sequence[Point], roof: Roof) -> tuple[float, float]:
-    """Wide enough for all points and for the ridge, where the roof bends."""
+    """Wide enough for all points and for the ridge, where the highest roof bends."""
     places = [point.intensity for point in points]
-    if roof.bandwidth_gb is not None:
-        places += [peak * 1e3 / roof.bandwidth_gb for peak in roof.tflops.values()]
+    if roof.bandwidth_gb is not None and roof.tflops:
+        places.append(max(roof.tflops.values()) * 1e3 / roof.bandwidth_gb)
     places = places or [1.0, 100.0]
     return min(places) / MARGIN, max(places) * MARGIN
 
@@ -113,7 +115,7 @@ def _draw_roof(axes: Axes, roof: Roof, low: float, high: float) -> None:
         end = high if top is None else min(high, top / slope)
         axes.plot([low, end], [low * slope, end * slope], color=INK, linewidth=1.6, zorder=2)
     for kind, peak in roof.tflops.items():
-        start = low if slope is None else peak / slope
+        start = low if slope is None else max(low, peak / slope)
         axes.plot([start, high], [peak, peak], color=INK, linewidth=1.4, linestyle=LINES[kind], zorder=2,
                   label=f"peak on {KINDS[kind]}")  # fmt: skip
 
@@ -132,5 +134,5 @@ def _draw_points(axes: Axes, points: Sequence[Point]) -> None:
             point.intensity, point.tflops, linestyle="none", marker=marker, color=colour, markeredgewidth=1.4,
             markersize=LARGE if point.is_pass else SMALL, markeredgecolor="white" if point.is_pass else colour,
             markerfacecolor=colour if point.is_pass else "white", zorder=4 if point.is_pass else 3,
-            label=f"{point.group}: {point.label}",
+            alpha=0.85, label=f"{point.group}: {point.label}",
         )  # fmt: skip
