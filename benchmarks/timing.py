@@ -132,20 +132,22 @@ def waiting_seconds() -> float:
     return waited / 1e9
 
 
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+def peak_bytes(run: Callable[[], object], device: torch.device, cuda=torch.cuda) -> int:
     """Most bytes of tensors alive at one time while `run` works, above those that were alive before it.
+
+    `cuda` is `torch.cuda` unless a test stands in for it.
 
     On a CPU these are the requests to PyTorch's allocator as its profiler logs them, temporaries inside operators
     included. That is exact and repeats to the byte, which the resident size does not (the allocator keeps freed
     memory). Not seen: scratch memory that MKL or oneDNN take past PyTorch, a few MB and constant in the length.
     """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        cuda.synchronize(device)
+        cuda.reset_peak_memory_stats(device)
+        before = cuda.memory_allocated(device)
         run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        cuda.synchronize(device)
+        return cuda.max_memory_allocated(device) - before
     with _quiet_profiler(), torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:  # fmt: skip

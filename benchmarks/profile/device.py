@@ -39,7 +39,7 @@ class Device:
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
         """Most memory that `run` takes above what was taken before it."""
-        return peak_bytes(run, self.torch_device)
+        return peak_bytes(run, self.torch_device, self._cuda)
 
     def forget(self) -> None:
         """Give memory that nothing holds back, as after a run that took too much."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from triton.errors import TritonError
 
 from ..timing import Timing, time_interleaved
 from .baselines import BASELINES, Baseline
@@ -26,6 +27,10 @@ from .trace import KernelTime, PassTimes, read_trace
 from .work import pass_flops
 
 OURS = "subquad"
+# What others' code raises where it was built for another GPU or version, lacks memory or refuses sizes: it is reported.
+FOREIGN_ERRORS = (
+    ImportError, OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, TritonError,
+)  # fmt: skip
 SECONDS = 20.0  # to spend at most on timing the passes of one candidate
 
 
@@ -245,7 +250,7 @@ class _Bench:
             run, leaves = baseline.prepare(self._call.inputs, needs_grad=bool(self._call.leaves))
             error = self._error_of(run())
             return replace(self._measure(_Candidate(baseline.name, lambda: (run(),), leaves), None), error=error)
-        except Exception as error:  # another's code on a GPU of any kind may raise anything, and others come after it
+        except FOREIGN_ERRORS as error:
             self._device.forget()
             said = str(error).strip().partition("\n")[0]
             return Measured(baseline.name, absent=f"raised {type(error).__name__}: {said}")

@@ -177,3 +177,28 @@ def test_peak_repeats_to_the_byte():
 def test_profiler_stays_quiet(capfd):
     peak_bytes(lambda: torch.ones(10), CPU)
     assert capfd.readouterr().err == ""
+
+
+def test_peak_on_a_gpu_is_above_what_was_there_before():
+    class Memory:
+        now = peak = 700
+
+        def memory_allocated(self, device):
+            return self.now
+
+        def max_memory_allocated(self, device):
+            return self.peak
+
+        def reset_peak_memory_stats(self, device):
+            self.peak = self.now
+
+        def synchronize(self, device):
+            pass
+
+    memory = Memory()
+    memory.peak = 5000  # of what ran before
+
+    def run():
+        memory.peak, memory.now = 1000, 800
+
+    assert peak_bytes(run, torch.device("cuda", 0), memory) == 300
