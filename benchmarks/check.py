@@ -1,147 +1,173 @@
 """`subquad check`: every op on every backend of this machine against the reference, forward and backward."""
 
 import importlib
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from torch import Tensor
 
 from subquad.kernels import OPS
 from subquad.kernels._budget import error_and_budget
 from subquad.kernels._dispatch import HAS_TRITON, INTERPRET
 
-from .records import environment
+from ._check_report import report
+from ._evaluation import Evaluation, Finding, backend_failures, cast, count_unequal, draw_inputs, evaluate, is_gpu
+from ._far_cases import FAR_CASES, check_far
 
-SEED = 0
-REPEATS = 3  # runs on a GPU that must agree to the last bit
+REPEATS = 250  # runs of each case of our kernels on a GPU, which must agree to the last bit
 DTYPES = {
     "torch": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
     "interpreter": (torch.float32, torch.float16),  # the interpreter computes wrongly in bfloat16
 }
+FAR_DTYPE = torch.bfloat16  # of the cases beyond 2^31 elements: the least memory for them
+MANY = 70_001  # more than the 65,535 programs that the second and third axis of a launch can have
+GPU_CASES = {  # besides those of the ops, which are small: as many programs at once as a GPU runs, and more
+    "causal_attention": {
+        "busy": dict(b=2, t=500, h=16, g=4, k=64),
+        "busy-window": dict(b=2, t=500, h=16, k=128, window=100, sinks=True),
+        "busy-decode": dict(b=16, t=1, s=1000, h=16, g=4, k=64),
+        "many-rows": dict(b=MANY, t=2, h=1, k=8),
+        "many-heads": dict(b=1, t=2, h=MANY, k=8, sinks=True),
+        "many-rows-decode": dict(b=MANY, t=1, s=3, h=1, k=8),
+    },
+    "linear_attention": {
+        "busy": dict(b=4, t=200, h=16, k=64, v=64, decay="head"),
+        "busy-channel": dict(b=4, t=200, h=16, k=64, v=64, decay="channel"),
+        "busy-few": dict(b=1, t=1000, h=2, k=128, v=128),
+        "many-rows": dict(b=MANY, t=2, h=1, k=8, v=8, decay="head"),
+        "many-heads": dict(b=1, t=2, h=MANY, k=8, v=8, decay="channel"),
+        "many-rows-decode": dict(b=MANY, t=1, h=1, k=8, v=8),
+    },
+    "polynomial_attention": {
+        "busy": dict(b=4, t=200, h=16, k=16, v=64),
+        "busy-few": dict(b=1, t=1000, h=2, k=16, v=64),
+        "many-rows": dict(b=MANY, t=2, h=1, k=4, v=8),
+        "many-heads": dict(b=1, t=2, h=MANY, k=4, v=8),
+        "many-rows-decode": dict(b=MANY, t=1, h=1, k=4, v=8),
+    },
+    "short_conv": {
+        "busy": dict(b=4, t=200, d=512, w=4, activation="silu"),
+        "many-rows": dict(b=MANY, t=2, d=4, w=3),
+        "many-channels": dict(b=1, t=2, d=128 * MANY, w=2),
+    },
+    "long_conv": {
+        "busy": dict(b=2, t=300, d=512, l=300),
+        "many-rows": dict(b=MANY, t=2, d=2, l=2),
+        "many-channels": dict(b=1, t=2, d=8 * MANY, l=2),
+    },
+}
 
 
-@dataclass
-class Finding:
-    """What came out for one op, backend and dtype over all its cases."""
-
-    op: str
-    backend: str
-    dtype: torch.dtype
-    num_cases: int = 0
-    worst: float = 0.0  # error in units of the budget
-    where: str = ""
-    error: float = 0.0
-    budget: float = 0.0
-    unequal: int = 0  # cases in which a repeated run gave other bits
-    failure: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.worst <= 1 and not self.unequal and not self.failure
-
-    def note(self, where: str, error: float, budget: float) -> None:
-        share = error / budget if budget else (math.inf if error else 0.0)
-        if not self.where or share > self.worst:
-            self.worst, self.where, self.error, self.budget = share, where, error, budget
-
-
-def run_check(ops: tuple[str, ...] = OPS, device: str = "auto") -> int:
+def run_check(ops: tuple[str, ...] = OPS, device: str = "auto", case: str = "") -> int:
     """Check the ops on a device.
 
-    Prints a table; on a GPU each case is also run again and must give the same bits.
+    Prints a report in markdown. On a GPU there are also cases that fill it, launches of more than 65,535 programs and
+    tensors of more than 2^31 elements; and each case of our kernels is run REPEATS times and must give the same bits.
 
     Args:
         ops: names from OPS.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
+        case: only the one of this name, as the report names it; all if empty.
 
     Returns:
         0 if everything is within its budget, else 1: an exit code.
 
     Raises:
-        ValueError: an unknown op, or a device that is not there.
+        ValueError: an unknown op or case, or a device that is not there.
     """
     for op in ops:
         if op not in OPS:
             raise ValueError(f"check: unknown op {op!r}; expected some of {', '.join(OPS)}")
-    return _check(ops, _device(device))
+    return _check(ops, _device(device), case)
 
 
-def check_op(op: str, backend: str, dtype: torch.dtype, device: torch.device) -> Finding:
-    """Run all cases of an op. `backend` is a key of DTYPES; what is right is computed on the CPU."""
+def cases_of(op: str, backend: str, device: torch.device) -> dict[str, dict]:
+    """Sizes of the op's own cases; for our kernels on a GPU also of those that fill one."""
+    own = importlib.import_module(f"subquad.kernels.{op}._inputs").CASES
+    return own | GPU_CASES[op] if is_gpu(device) and backend == "triton" else own
+
+
+def check_op(
+    op: str,
+    backend: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    case: str = "",
+    on_case: Callable[[str], None] = lambda name: None,
+) -> Finding:
+    """Run the cases of an op. `backend` is a key of DTYPES; what is right is computed on the CPU."""
     finding = Finding(op, backend, dtype)
-    room = importlib.import_module(f"subquad.kernels.{op}._inputs")
-    try:
-        for name, dims in room.CASES.items():
-            inputs = room.make_inputs(torch.Generator().manual_seed(SEED), **dims)
-            _check_case(finding, name, {key: _cast(x, dtype) for key, x in inputs.items()}, device)
+    if is_gpu(device) and backend == "triton":
+        finding.repeats = REPEATS
+    for name, dims in cases_of(op, backend, device).items():
+        if case in ("", name):
+            on_case(name)
+            try:
+                _check_case(finding, name, draw_inputs(op, dtype, **dims), device)
+            except torch.OutOfMemoryError as error:
+                finding.skipped[name] = f"out of memory: {error}".partition("\n")[0]
+                continue
+            except backend_failures() as error:
+                finding.fail(name, error)
+                break
             finding.num_cases += 1
-    except backend_failures() as failure:
-        finding.failure = f"{name}: {type(failure).__name__}: {failure}"
     return finding
 
 
 def _check_case(finding: Finding, case: str, inputs: dict, device: torch.device) -> None:
+    op, dtype = finding.op, finding.dtype
     backend = "triton" if finding.backend == "interpreter" else finding.backend
-    here = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in inputs.items()}
-    exactly = {name: _cast(x, torch.float64) for name, x in inputs.items()}
-    found = evaluate(finding.op, backend, here, finding.dtype)
-    rounded = evaluate(finding.op, "reference", inputs, finding.dtype)
-    exact = evaluate(finding.op, "reference", exactly, finding.dtype)
-    eps = torch.finfo(finding.dtype).eps
+    evaluation = Evaluation(op, backend, cast(inputs, device), dtype)
+    found = evaluation.run()
+    unequal = count_unequal(evaluation, found, finding.repeats)
+    if unequal:
+        finding.unequal[case] = unequal
+    rounded = evaluate(op, "reference", inputs, dtype)
+    exact = evaluate(op, "reference", cast(inputs, torch.float64), dtype)
+    eps = torch.finfo(dtype).eps
     for name, actual in found.items():
-        finding.note(f"{name}, {case}", *error_and_budget(actual.cpu(), exact[name], rounded[name], eps))
-    if device.type == "cuda":
-        again = [evaluate(finding.op, backend, here, finding.dtype) for _ in range(REPEATS - 1)]
-        finding.unequal += any(not torch.equal(run[name], x) for run in again for name, x in found.items())
+        finding.note(name, case, *error_and_budget(actual.cpu(), exact[name], rounded[name], eps))
 
 
-def op_function(op: str) -> Callable:
-    return getattr(importlib.import_module(f"subquad.kernels.{op}"), op)
-
-
-def bits(x: Tensor) -> Tensor:
-    """The same memory as whole numbers: equal where bits are, also where they mean NaN or a negative zero."""
-    return x.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-
-
-def evaluate(op: str, backend: str, inputs: dict, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Results and gradients by name: y, the state, and dx for every floating input x.
-
-    What flows back is random, and representable in `dtype` so that float64 gets the same.
-    """
-    leaves = {name: x.detach().clone().requires_grad_() if _is_real(x) else x for name, x in inputs.items()}
-    result = op_function(op)(**leaves, backend=backend)
-    results = result if isinstance(result, tuple) else (result,)
-    generator = torch.Generator().manual_seed(SEED + 1)
-    outer = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype).to(y) for y in results]
-    real = {name: x for name, x in leaves.items() if _is_real(x)}
-    found = torch.autograd.grad(results, list(real.values()), outer, materialize_grads=True)
-    named = dict(zip(("y", "state"), (y.detach() for y in results), strict=False))
-    return named | {f"d{name}": dx for name, dx in zip(real, found, strict=True)}
-
-
-def _check(ops: tuple[str, ...], device: torch.device) -> int:
+def _check(ops: tuple[str, ...], device: torch.device, case: str) -> int:
+    _need_case(ops, device, case)
     console = Console()
-    parts = [(op, backend, dtype) for op in ops for backend in _backends(device) for dtype in DTYPES[backend]]
     with Progress(console=console, transient=True) as progress:
-        findings = [check_op(*part, device) for part in progress.track(parts, description="checking")]
-    for op in ops:
-        console.print(_table(op, [finding for finding in findings if finding.op == op], device))
-    for line in _circumstances(device):
-        console.print(line, highlight=False, soft_wrap=True)
-    for finding in findings:
-        if finding.failure:
-            console.print(f"{finding.op}, {finding.backend}, {finding.dtype}: {finding.failure}", markup=False)
-    failed = sum(not finding.passed for finding in findings)
-    console.print(f"{failed} of {len(findings)} rows are over their budget" if failed else "everything within budget")
-    return int(failed > 0)
+        findings = list(_findings(ops, device, case, progress))
+    console.print(report(ops, findings, device), markup=False, highlight=False, soft_wrap=True)
+    return int(any(not finding.passed for finding in findings))
+
+
+def _findings(ops: tuple[str, ...], device: torch.device, case: str, progress: Progress) -> Iterator[Finding]:
+    """The cases of each op, then those that may take the GPU's memory or break it. Without a GPU nothing goes on."""
+    parts = [(check_op, op, backend, dtype) for op in ops for backend in _backends(device) for dtype in DTYPES[backend]]
+    if is_gpu(device) and HAS_TRITON:
+        parts += [(check_far, op, "triton", FAR_DTYPE) for op in ops]
+    lost = ""
+    task = progress.add_task("checking", total=len(parts))
+    for check, *part in parts:
+        show = partial(_show, progress, task, *part)
+        finding = (
+            Finding(*part, failure=lost, far=check is check_far) if lost else check(*part, device, case, on_case=show)
+        )
+        if finding.lost:
+            lost = f"not run, since the GPU was lost in {finding.op}, {finding.backend}, {finding.failed_case}"
+        progress.advance(task)
+        if finding.num_cases or finding.skipped or finding.failure:
+            yield finding
+
+
+def _show(progress: Progress, task, op: str, backend: str, dtype: torch.dtype, case: str) -> None:
+    progress.update(task, description=f"{op}, {backend}, {str(dtype).removeprefix('torch.')}: {case}")
+
+
+def _need_case(ops: tuple[str, ...], device: torch.device, case: str) -> None:
+    known = [name for op in ops for name in (*cases_of(op, "triton", device), *FAR_CASES[op])]
+    if case and case not in known:
+        raise ValueError(f"check: no case {case!r}; expected one of {', '.join(dict.fromkeys(known))}")
 
 
 def _device(name: str) -> torch.device:
@@ -154,51 +180,6 @@ def _device(name: str) -> torch.device:
 
 
 def _backends(device: torch.device) -> list[str]:
-    if device.type == "cuda":
+    if is_gpu(device):
         return ["torch", "triton"] if HAS_TRITON else ["torch"]
     return ["torch", "interpreter"] if INTERPRET else ["torch"]
-
-
-def backend_failures() -> tuple[type[Exception], ...]:
-    """What a backend may raise on a device that it does not suit; one row fails then, and the others go on."""
-    if not HAS_TRITON:
-        return (RuntimeError,)
-    from triton.errors import TritonError
-
-    return RuntimeError, TritonError
-
-
-def _is_real(x) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
-
-
-def _cast(x, dtype: torch.dtype):
-    return x.to(dtype) if _is_real(x) else x
-
-
-def _table(op: str, findings: list[Finding], device: torch.device) -> Table:
-    num_cases = max(finding.num_cases for finding in findings)
-    title = f"{op}, forward and backward; cases: {num_cases}"
-    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
-    repeats = ["repeats"] if device.type == "cuda" else []
-    for column in ("backend", "dtype", "error", "budget", "worst in", *repeats, "verdict"):
-        table.add_column(column, no_wrap=column != "worst in")
-    for x in findings:
-        cells = [x.backend, str(x.dtype).removeprefix("torch."), f"{x.error:.1e}", f"{x.budget:.1e}", x.where]
-        if repeats:
-            cells.append(f"{x.unequal} differ" if x.unequal else "equal")
-        verdict = "FAILS" if x.failure else "OVER" if x.worst > 1 else "DIFFERS" if x.unequal else "ok"
-        table.add_row(*cells, verdict, style=None if x.passed else "red")
-    return table
-
-
-def _circumstances(device: torch.device) -> Iterator[str]:
-    """What belongs in a report of a failure."""
-    facts = environment(device, SEED)
-    for title in ("machine", "versions"):
-        yield f"{title}: " + ", ".join(f"{name} {value}" for name, value in facts[title].items() if value is not None)
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        software = f"CUDA {torch.version.cuda}, HIP {torch.version.hip}"
-        yield f"device: {device}, compute capability {major}.{minor}, {software}"
-    yield f"commit: {facts['commit']}"

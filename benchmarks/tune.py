@@ -32,7 +32,7 @@ from subquad.kernels._configs import (
     store_tuned,
 )
 
-from .check import backend_failures, bits, op_function
+from ._evaluation import SHARED, backend_failures, bits, op_function
 from .profile.calls import DTYPES, Call, Sizes, Subject, make_call, plan_subject
 from .timing import Clock, Timing, clock_for, time_interleaved
 
@@ -40,7 +40,6 @@ DEFAULT_DTYPES = ("bfloat16",)
 DEFAULT_HEAD_DIMS = (64, 128)
 FASTER = 0.97  # the share of the time of what it replaces that a configuration may take at most
 SECONDS = 5.0  # to spend at most on timing two configurations beside each other
-SHARED = ("weight", "bias", "filter", "skip", "sinks")  # inputs that all rows of a batch share
 
 
 class LostGPUError(Exception):

@@ -154,12 +154,16 @@ def check(
     static: bool = False,
     ops: str = "",
     device: str = "auto",
+    case: str = "",
     targets: str = "",
     triton: str = "",
     update: bool = False,
     fast: bool = False,
 ) -> int:
-    """Compare every kernel with its reference on your own device, forward and backward; show the errors.
+    """Compare every kernel with its reference on your own device, forward and backward; report the errors.
+
+    On a GPU also run each case 250 times for equal bits, and go beyond 2^31 elements and 65,535 programs. The report
+    is markdown, to be pasted into an issue.
 
     With --static instead compile the kernels for GPUs that need not be there, and fail on an error, a spill in a hot
     loop, too much shared memory, and on what is above the budget that is stored in benchmarks/results/.
@@ -168,6 +172,7 @@ def check(
         static: compile instead of running; the options below other than --ops and --device go with it.
         ops: which ones, e.g. short_conv,long_conv; all if empty.
         device: auto is CUDA where there is one; or cpu, cuda, cuda:1.
+        case: only this one, as the report names it; without --static.
         targets: GPUs, e.g. a100,h100; all that the model knows if empty.
         triton: a version, or a folder that holds Triton; the installed one and then the newest if empty.
         update: store what is found as the new budget. What is unchanged since it was stored is not compiled again.
@@ -187,7 +192,7 @@ def check(
             raise ValueError("check: --targets, --triton, --update and --fast go with --static")
         from subquad.benchmarks.check import run_check
 
-        return run_check(ops=names, device=device)
+        return run_check(ops=names, device=device, case=case)
     except ValueError as error:
         raise UsageError(error) from None
 
