@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from subquad.kernels import OPS
-from subquad.kernels._budget import error_and_budget
+from subquad.kernels._budget import error_and_budget, rounded_to_float64
 from subquad.kernels._dispatch import HAS_TRITON, INTERPRET
 
 from ._check_report import report
@@ -125,8 +125,12 @@ def _check_case(finding: Finding, case: str, inputs: dict, device: torch.device)
     unequal = count_unequal(evaluation, found, finding.repeats)
     if unequal:
         finding.unequal[case] = unequal
-    rounded = evaluate(op, "reference", inputs, dtype)
     exact = evaluate(op, "reference", cast(inputs, torch.float64), dtype)
+    if dtype == torch.float64:
+        single = evaluate(op, "reference", cast(inputs, torch.float32), torch.float32)
+        rounded = {name: rounded_to_float64(x, single[name]) for name, x in exact.items()}
+    else:
+        rounded = evaluate(op, "reference", inputs, dtype)
     eps = torch.finfo(dtype).eps
     for name, actual in found.items():
         finding.note(name, case, *error_and_budget(actual.cpu(), exact[name], rounded[name], eps))

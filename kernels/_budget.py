@@ -25,6 +25,16 @@ def error_and_budget(actual: Tensor, exact: Tensor, rounded: Tensor, eps: float)
     return error, 2 * own + ROUNDINGS * eps * exact.abs().max().item()
 
 
+def rounded_to_float64(exact: Tensor, single: Tensor) -> Tensor:
+    """What stands for the reference rounded to float64, which would be `exact` itself and so without an error.
+
+    How far the order of a sum moves it depends on its terms, not on the result: so its error in float32 is taken,
+    smaller by the ratio of both eps.
+    """
+    shrink = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    return exact + shrink * (single.double() - exact)
+
+
 def over_budget(actual: Tensor, exact: Tensor, rounded: Tensor, eps: float) -> str | None:
     """None if `actual` is near enough, else what is wrong with it."""
     if actual.shape != exact.shape:

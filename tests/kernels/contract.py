@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from subquad.kernels import OPS
-from subquad.kernels._budget import over_budget
+from subquad.kernels._budget import over_budget, rounded_to_float64
 
 BACKENDS = ("torch", "triton")
 DTYPES = {  # Triton's interpreter computes wrongly in bfloat16; there it is covered by the ahead-of-time compiler
@@ -83,6 +83,20 @@ def gradients(op: str, backend: str, inputs: dict) -> dict[str, Tensor]:
     real = {name: x for name, x in leaves.items() if is_real(x)}
     loss = project(call(op, backend, leaves))
     return dict(zip(real, torch.autograd.grad(loss, list(real.values()), materialize_grads=True), strict=True))
+
+
+def exact_and_rounded(op: str, low: dict, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Results and gradients of the reference by name, in float64 and in the dtype of the inputs."""
+
+    def of(inputs: dict) -> dict[str, Tensor]:
+        named = dict(zip(("y", "state"), call(op, "reference", inputs), strict=False))
+        return named | {f"d{name}": dx for name, dx in gradients(op, "reference", inputs).items()}
+
+    exact = of(cast(low, torch.float64))
+    if dtype == torch.float64:
+        single = of(cast(low, torch.float32))
+        return exact, {name: rounded_to_float64(x, single[name]) for name, x in exact.items()}
+    return exact, of(low)
 
 
 def assert_within_budget(actual: Tensor, exact: Tensor, rounded: Tensor, dtype: torch.dtype, name: str) -> None:
