@@ -1,60 +1,43 @@
-"""long_conv on the GPU: the Fourier transform as matrix products, for two rows of the batch in one complex signal.
+"""long_conv on the GPU: Fourier transforms as matrix products, on chip from (b, t, d) to (b, t, d).
 
-The filter is real, so filtering z = u_1 + i u_2 gives y_1 + i y_2 and nothing needs unpacking. A sequence of at most
-ON_CHIP tokens is transformed, multiplied with the spectrum of the filter and transformed back by one program for a
-channel of a pair of rows. A longer one is cut into blocks of that size: Y_i = sum_{j<=i} U_j W_{i-j}, where W_m is
-the spectrum of the taps that lead from one block to another, m blocks later. The backward pass takes spectra of
-blocks for any length, since both the gradient of u and that of the filter want them: at the filter's, the sum over a
-pair of rows is the real part of conj(U) G, whose cross terms are imaginary in time.
+A program takes a few channels of a row, a block of N tokens at a time: gate, transform, product with the spectrum of
+the filter, transform back, gate. A sequence of at most ON_CHIP tokens is one block. A longer one is cut: Y_i =
+sum_{j<=i} U_j W_{i-j}, where the window W_m is the spectrum of the taps that lead from one block to another, m blocks
+later; only then do spectra of blocks go through device memory. The skip joins the spectrum of the filter, being a
+first tap. The backward pass transforms u again instead of keeping it, and sums over the batch in spectra.
 
-A column of (b, t, d) would use 4 bytes of each 32-byte sector; so u is laid out as (b, d, t) once, where the gate is
-applied in passing, and the result likewise: three passes that are coalesced instead of one that is not. What lies
-between the passes is float32. The skip joins the spectrum of the filter, being a first tap. Rows of a pair share one
-transform, and so their rounding errors and what is not finite.
+Spectra of the taps are 16 bits beside 16-bit inputs, with a scale for each: as fine as the products of tensor cores.
+
+A channel alone would use 2 of the 32 bytes of a sector. A program reads CHANNELS of them at once, and programs that
+stand next to each other read the rest of the sector from the L2 cache: device memory is read once, but the cache is
+asked for 32 / (CHANNELS * bytes of an element) times as much. More channels do not fit in registers.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..._autograd import differentiable
 from ..._target import knows_tf32
 from .. import SHAPES
+from ._configs import BACKWARD, FORWARD, TAPS
 from ._fourier import FACTORS, dft_tables
-from ._kernels import (
-    long_conv_bwd_filter_kernel,
-    long_conv_fwd_blocks_kernel,
-    long_conv_fwd_kernel,
-    long_conv_spectrum_kernel,
-    long_conv_turn_kernel,
-)
+from ._kernels import long_conv_bwd_filter_kernel, long_conv_bwd_kernel, long_conv_fwd_kernel, long_conv_taps_kernel
 
-ON_CHIP = 2048  # tokens of a block: half of a length in FACTORS
-TILE_T, TILE_D = 64, 32
+ON_CHIP = 4096  # tokens of a block: the largest of FACTORS
+LINE = 128  # bytes of memory whose channels are computed at about the same time
+BUSY_PROGRAMS = 128  # below, the backward pass splits the batch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of one call; time is cut into blocks of length / 2 tokens, and so are the taps that matter."""
+    """Sizes of one call; time is cut into blocks of `length` tokens, and so are the taps that matter."""
 
-    b: int
-    t: int
-    d: int
-    num_taps: int
     length: int
+    num_taps: int
     num_blocks: int
-    num_tap_blocks: int
-
-    @property
-    def num_pairs(self) -> int:
-        return _ceil_div(self.b, 2)
-
-    @property
-    def num_windows(self) -> int:
-        """Spectra W_m that are not zero: the last block of taps reaches from one block into the next but one."""
-        return min(self.num_blocks, self.num_tap_blocks + 1)
+    num_windows: int
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -62,20 +45,17 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def _plan(x: Tensor, filter: Tensor) -> Plan:
-    b, t, d = x.shape
-    num_taps = min(filter.shape[1], t)
-    length = next(n for n in FACTORS if n >= 2 * min(t, ON_CHIP))
-    return Plan(b, t, d, num_taps, length, _ceil_div(t, length // 2), _ceil_div(num_taps, length // 2))
+    t = x.shape[1]
+    length = next(n for n in FACTORS if n >= min(t, ON_CHIP))
+    num_taps, num_blocks = min(filter.shape[1], t), _ceil_div(t, length)
+    # the last block of taps reaches from one block into the next but one
+    return Plan(length, num_taps, num_blocks, min(num_blocks, _ceil_div(num_taps, length) + 1))
 
 
-def _options(plan: Plan, x_dtype: torch.dtype) -> dict:
-    """Keywords of every kernel that transforms."""
+def _transforms(plan: Plan, x: Tensor) -> tuple[Tensor, dict]:
+    """The tables that every kernel reads, and keywords of every kernel."""
     n1, n2, n3 = FACTORS[plan.length]
-    return {"N1": n1, "N2": n2, "N3": n3, "PRECISION": _precision(x_dtype), "num_warps": _num_warps(plan.length)}
-
-
-def _num_warps(length: int) -> int:
-    return 4 if length <= 1024 else 8
+    return dft_tables(n1, n2, n3, x.device), {"N1": n1, "N2": n2, "N3": n3, "PRECISION": _precision(x.dtype)}
 
 
 def _precision(x_dtype: torch.dtype) -> str:
@@ -85,98 +65,44 @@ def _precision(x_dtype: torch.dtype) -> str:
     return "tf32" if x_dtype == torch.bfloat16 else "tf32x3"
 
 
-def _tables(plan: Plan, x: Tensor) -> Tensor:
-    return dft_tables(*FACTORS[plan.length], x.device)
+def _strides(*tensors: Tensor | None) -> list[int]:
+    return [stride for x in tensors for stride in ((0, 0, 0) if x is None else x.stride())]
 
 
-def _turn(x: Tensor, gate: Tensor | None, out: Tensor) -> Tensor:
-    """out = x * gate; all are indexed (b, t, d), whatever their order in memory."""
-    b, t, d = x.shape
-    grid = (b * _ceil_div(t, TILE_T) * _ceil_div(d, TILE_D),)
-    strides = (*x.stride(), *(x if gate is None else gate).stride(), *out.stride())
-    long_conv_turn_kernel[grid](x, gate, out, *strides, t, d, HAS_GATE=gate is not None, TILE_T=TILE_T, TILE_D=TILE_D)
-    return out
-
-
-def _time_last(x: Tensor, gate: Tensor | None) -> Tensor:
-    """x * gate as (b, d, t) in float32."""
-    b, t, d = x.shape
-    out = torch.empty((b, d, t), dtype=torch.float32, device=x.device)
-    _turn(x, gate, out.mT)
-    return out
-
-
-def _spectra(x: Tensor, plan: Plan, options: dict, num_blocks: int, skip: Tensor | None, is_filter: bool) -> Tensor:
-    """Spectra (pairs, d, blocks, 2, N) of x (rows, d, t), or the windows of a filter (1, d, l)."""
-    rows, d, t = x.shape
-    shape = (_ceil_div(rows, 2), d, num_blocks, 2, plan.length)
-    out = torch.empty(shape, dtype=torch.float32, device=x.device)
-    long_conv_spectrum_kernel[(shape[0] * d * num_blocks,)](
-        x, skip, out, _tables(plan, x), rows, d, t, num_blocks,
-        IS_FILTER=is_filter, HAS_SKIP=skip is not None, **options,
-    )  # fmt: skip
-    return out
-
-
-def _spectra_of_taps(filter: Tensor, skip: Tensor | None, plan: Plan, options: dict) -> Tensor:
-    taps = filter[None, :, : plan.num_taps].contiguous()
-    skip = None if skip is None else skip.contiguous()
-    return _spectra(taps, plan, options, plan.num_windows, skip, is_filter=True)
-
-
-def _spectra_of_blocks(x: Tensor, plan: Plan, options: dict) -> Tensor:
-    return _spectra(x, plan, options, plan.num_blocks, None, is_filter=False)
-
-
-def _filter_on_chip(u: Tensor, taps: Tensor, plan: Plan, options: dict) -> Tensor:
-    """u (b, d, t) of one block, filtered."""
-    out = torch.empty_like(u)
-    grid = (plan.d * plan.num_pairs,)
-    long_conv_fwd_kernel[grid](u, taps, _tables(plan, u), out, plan.b, plan.d, plan.t, **options)
-    return out
-
-
-def _filter_in_blocks(spectra: Tensor, taps: Tensor, plan: Plan, options: dict, conjugate: bool) -> Tensor:
-    """(b, d, t): blocks filtered, or correlated with the filter."""
-    out = torch.empty((plan.b, plan.d, plan.t), dtype=torch.float32, device=spectra.device)
-    long_conv_fwd_blocks_kernel[(plan.num_pairs * plan.d * plan.num_blocks,)](
-        spectra, taps, _tables(plan, spectra), out, plan.b, plan.d, plan.t, plan.num_blocks, plan.num_windows,
-        CONJUGATE=conjugate, **options,
-    )  # fmt: skip
-    return out
-
-
-def _filter_gradient(g: Tensor, u: Tensor, plan: Plan, options: dict) -> Tensor:
-    """(d, num_taps) from spectra of blocks."""
-    out = torch.empty((plan.d, plan.num_taps), dtype=torch.float32, device=u.device)
-    sizes = (plan.b, plan.d, plan.num_blocks, plan.num_tap_blocks, plan.num_taps)
-    long_conv_bwd_filter_kernel[(plan.d * plan.num_tap_blocks,)](g, u, _tables(plan, u), out, *sizes, **options)
-    return out
+def _spectra(x: Tensor, plan: Plan, rows: int) -> Tensor:
+    return x.new_empty(rows, x.shape[2], plan.num_blocks, 2, plan.length, dtype=torch.float32)
 
 
 def _allocate(
     x: Tensor, filter: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
 ) -> list[Tensor]:
-    """y; what precedes the post gate if there is one, (b, d, t); the spectra of the filter."""
-    (b, t, d), plan = x.shape, _plan(x, filter)
+    """y; the windows of the filter, and the scale of each."""
+    d, plan = x.shape[2], _plan(x, filter)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    conv = x.new_empty((b, d, t) if post_gate is not None else (0,), dtype=torch.float32)
-    return [y, conv, conv.new_empty(1, d, plan.num_windows, 2, plan.length)]
+    kind = torch.float32 if x.dtype == torch.float32 else torch.float16
+    taps = x.new_empty(d, plan.num_windows, 2, plan.length, dtype=kind)
+    return [y, taps, x.new_empty(d, plan.num_windows, dtype=torch.float32)]
 
 
 def _forward(
     x: Tensor, filter: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
 ) -> list[Tensor]:
-    plan = _plan(x, filter)
-    options = _options(plan, x.dtype)
-    taps = _spectra_of_taps(filter, skip, plan, options)
-    u = _time_last(x, pre_gate)
-    if plan.num_blocks == 1:
-        conv = _filter_on_chip(u, taps, plan, options)
-    else:
-        conv = _filter_in_blocks(_spectra_of_blocks(u, plan, options), taps, plan, options, conjugate=False)
-    y = _turn(conv.mT, post_gate, torch.empty_like(x, memory_format=torch.contiguous_format))
-    return [y, conv.new_empty(0) if post_gate is None else conv, taps]
+    (b, t, d), plan = x.shape, _plan(x, filter)
+    y, taps, scales = _allocate(x, filter, skip, pre_gate, post_gate)
+    tables, factors = _transforms(plan, x)
+    long_conv_taps_kernel[(d * plan.num_windows,)](
+        filter, None if skip is None else skip.contiguous(), taps, scales, tables,
+        *filter.stride(), plan.num_taps, plan.num_windows, **factors, **TAPS.pick(x.dtype, plan.length),
+    )  # fmt: skip
+    config = FORWARD.pick(x.dtype, plan.length)
+    neighbours = max(1, LINE // (config["CHANNELS"] * x.element_size()))
+    programs = b * _ceil_div(d, config["CHANNELS"] * neighbours) * neighbours
+    long_conv_fwd_kernel[(programs,)](
+        x, pre_gate, post_gate, y, taps, scales, _spectra(x, plan, b if plan.num_blocks > 1 else 0), tables,
+        *_strides(x, pre_gate, post_gate), b, t, d, plan.num_blocks, plan.num_windows,
+        NEIGHBOURS=neighbours, **factors, **config,
+    )  # fmt: skip
+    return [y, taps, scales]
 
 
 def _backward(
@@ -188,17 +114,28 @@ def _backward(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
 ) -> list[Tensor | None]:
-    (dy,), (_, conv, taps), plan = grads, kept, _plan(x, filter)
-    options = _options(plan, x.dtype)
-    g = _spectra_of_blocks(_time_last(dy, post_gate), plan, options)
-    u = _spectra_of_blocks(_time_last(x, pre_gate), plan, options)
-    dtaps = _filter_gradient(g, u, plan, options)
-    du = _filter_in_blocks(g, taps, plan, options, conjugate=True).mT
-    dx = _turn(du, pre_gate, torch.empty_like(x))
-    dpre = None if pre_gate is None else _turn(du, x, torch.empty_like(pre_gate))
-    dpost = None if post_gate is None else _turn(conv.mT, dy, torch.empty_like(post_gate))
-    dfilter = F.pad(dtaps, (0, filter.shape[1] - plan.num_taps))
-    return [dx, dfilter, None if skip is None else dtaps[:, 0].clone(), dpre, dpost]
+    (dy,), (_, taps, scales), (b, t, d), plan = grads, kept, x.shape, _plan(x, filter)
+    tables, factors = _transforms(plan, x)
+    dx, dpre, dpost, dfilter, dskip = (
+        None if like is None else torch.empty_like(like, memory_format=torch.contiguous_format)
+        for like in (x, pre_gate, post_gate, filter, skip)
+    )
+    config = BACKWARD.pick(x.dtype, plan.length)
+    groups = _ceil_div(d, config["CHANNELS"])
+    num_splits = min(b, max(1, BUSY_PROGRAMS // groups))
+    sums = x.new_empty(num_splits, d, plan.num_windows, 2, plan.length, dtype=torch.float32)
+    u, g = (_spectra(x, plan, rows) for rows in (num_splits, num_splits if plan.num_blocks > 1 else 0))
+    long_conv_bwd_kernel[(num_splits * groups,)](
+        x, pre_gate, post_gate, dy, dx, dpre, dpost, taps, scales, u, g, sums, tables,
+        *_strides(x, pre_gate, post_gate, dy), b, t, d, plan.num_blocks, plan.num_windows, num_splits,
+        **factors, **config,
+    )  # fmt: skip
+    num_taps = filter.shape[1]
+    long_conv_bwd_filter_kernel[(d * _ceil_div(num_taps, plan.length),)](
+        sums, dfilter, dskip, tables, t, d, num_taps, plan.num_windows, num_splits,
+        **factors, **TAPS.pick(x.dtype, plan.length),
+    )  # fmt: skip
+    return [dx, dfilter, dskip, dpre, dpost]
 
 
 run = differentiable("long_conv_triton", SHAPES, _allocate, _forward, _backward, num_outputs=1)

@@ -1,9 +1,15 @@
-"""The Fourier transform on chip, as matrix products: tables on the host, tiles in a kernel.
+"""A Fourier transform on chip that makes a convolution causal: tables on the host, tiles in a kernel.
+
+    X_k = sum_n x_n exp(-2 pi i n (k - 1/4) / N)
+
+For these frequencies a delay of N tokens is a factor of i. So the product of the spectra of two real signals of N
+tokens is that of their whole convolution: the first N tokens are the real part, the N after them the imaginary part.
+No padding is needed, and no second signal to fill the imaginary part.
 
 A transform of length N = N1 N2 N3 (N2 may be 1) is a product with the small matrix F of each factor, a twist T
-between two of them, and a transposition; frequency k1 + N1 (k2 + N2 k3) ends at (k1, k2, k3) and stays there: spectra
-that are multiplied with each other need no order. Factors are 16 or 32: what tensor cores want, with operands that
-fit in registers. (Two factors of 64 take 2.7 times the operations, and their operands spill.)
+between two of them, and a transposition; the quarter stands in F1 and T1 alone. Frequency k1 + N1 (k2 + N2 k3) ends
+at (k1, k2, k3) and stays there: spectra that are multiplied with each other need no order. Factors are 16 or 32: what
+tensor cores want, with operands that fit in registers.
 """
 
 from functools import lru_cache
@@ -13,23 +19,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FACTORS = {512: (32, 1, 16), 1024: (32, 1, 32), 4096: (16, 16, 16)}  # N: (N1, N2, N3); at N = 8192 registers spill
+FACTORS = {256: (16, 1, 16), 512: (16, 1, 32), 1024: (32, 1, 32), 4096: (16, 16, 16)}  # N: (N1, N2, N3)
 
 
 @lru_cache(maxsize=16)
 def dft_tables(n1: int, n2: int, n3: int, device: torch.device) -> Tensor:
     """F1, F2, F3, T1 (N2 N3, N1) and T2 (N3, N2) in one row, each as cosines then sines."""
     planes = []
-    for rows, columns, turn in (
-        (n1, n1, n1),
-        (n2, n2, n2),
-        (n3, n3, n3),
-        (n2 * n3, n1, n1 * n2 * n3),
-        (n3, n2, n2 * n3),
+    for rows, columns, turn, quarters in (
+        (n1, n1, n1, 1),
+        (n2, n2, n2, 0),
+        (n3, n3, n3, 0),
+        (n2 * n3, n1, n1 * n2 * n3, 1),
+        (n3, n2, n2 * n3, 0),
     ):
-        # whole steps of a turn, so that no angle is rounded before its cosine
-        steps = torch.outer(torch.arange(rows), torch.arange(columns)) % turn
-        angles = steps.double() * (2 * torch.pi / turn)
+        # whole quarters of a step, so that no angle is rounded before its cosine
+        steps = torch.outer(torch.arange(rows), 4 * torch.arange(columns) - quarters) % (4 * turn)
+        angles = steps.double() * (2 * torch.pi / (4 * turn))
         planes += [angles.cos().flatten(), angles.sin().flatten()]
     return torch.cat(planes).float().to(device)
 
@@ -63,13 +69,15 @@ def _twist(re, im, tables_ptr, offs, START: tl.constexpr, PLANE: tl.constexpr, S
 
 
 @triton.jit
-def to_frequency(re, im, tables_ptr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
-    """From time (N2 N3, N1), token n1 N2 N3 + m at (m, n1), to the spectrum (N1 N2, N3)."""
+def to_frequency(x, tables_ptr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
+    """From a real signal (N2 N3, N1), token n1 N2 N3 + m at (m, n1), to its spectrum (N1 N2, N3)."""
     F2: tl.constexpr = 2 * N1 * N1
     F3: tl.constexpr = F2 + 2 * N2 * N2
     T1: tl.constexpr = F3 + 2 * N3 * N3
     T2: tl.constexpr = T1 + 2 * N1 * N2 * N3
-    re, im = _transform(re, im, tables_ptr, 0, N1, -1, PRECISION)
+    cos, sin = _table(tables_ptr, grid_offsets(N1, N1), 0, N1 * N1, -1)
+    re = tl.dot(x, cos, input_precision=PRECISION)
+    im = tl.dot(x, sin, input_precision=PRECISION)
     re, im = _twist(re, im, tables_ptr, grid_offsets(N2 * N3, N1), T1, N1 * N2 * N3, -1)
     if N2 > 1:
         re = tl.trans(tl.reshape(re, (N2, N3 * N1)))  # (N3 N1, N2)
@@ -84,7 +92,7 @@ def to_frequency(re, im, tables_ptr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.
 
 @triton.jit
 def to_time(re, im, tables_ptr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, PRECISION: tl.constexpr):
-    """Back from the spectrum (N1 N2, N3) to time (N2 N3, N1): the steps of `to_frequency` in reverse."""
+    """The real part of the signal (N2 N3, N1) of a spectrum (N1 N2, N3): the steps of `to_frequency` in reverse."""
     F2: tl.constexpr = 2 * N1 * N1
     F3: tl.constexpr = F2 + 2 * N2 * N2
     T1: tl.constexpr = F3 + 2 * N3 * N3
@@ -101,5 +109,7 @@ def to_time(re, im, tables_ptr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.const
         re = tl.reshape(tl.trans(re), (N2 * N3, N1))
         im = tl.reshape(tl.trans(im), (N2 * N3, N1))
     re, im = _twist(re, im, tables_ptr, grid_offsets(N2 * N3, N1), T1, N1 * N2 * N3, 1)
-    re, im = _transform(re, im, tables_ptr, 0, N1, 1, PRECISION)
-    return re / (N1 * N2 * N3), im / (N1 * N2 * N3)
+    offs = tl.trans(grid_offsets(N1, N1))  # from k1 to n1
+    cos, sin = _table(tables_ptr, offs, 0, N1 * N1, 1)
+    x = tl.dot(im, -sin, tl.dot(re, cos, input_precision=PRECISION), input_precision=PRECISION)
+    return x / (N1 * N2 * N3)
