@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from subquad.kernels._configs import forced
 from subquad.kernels.feature_maps import FEATURE_MAPS
 from subquad.kernels.linear_attention import linear_attention
+from subquad.kernels.linear_attention._triton import _configs, backward
 
 from .contract import BACKENDS, DTYPES, assert_within_budget, call, cast, gradients, make_inputs, seeded
 
@@ -220,3 +222,50 @@ def test_bad_input_is_refused(change, message):
     good = dict(q=torch.zeros(1, 6, 2, 4), k=torch.zeros(1, 6, 2, 4), v=torch.zeros(1, 6, 2, 3))
     with pytest.raises(ValueError, match=f"^linear_attention: .*{message}"):
         linear_attention(**(good | change))
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(decay="head"), dict(decay="channel", normalize=True), dict(decay="head", normalize=True),
+    dict(decay="head", gates=GATES["mixed"]), dict(decay="channel", gates=GATES["fast"]),
+    dict(decay="head", cu_seqlens=(0, 0, 1, 260, 300)), dict(decay="channel", cu_seqlens=(0, 150, 150, 300)),
+], ids=str)  # fmt: skip
+def test_segments_side_by_side_give_what_one_walk_gives(options, monkeypatch):
+    monkeypatch.setattr(_configs, "multiprocessors", lambda: 1000)
+    monkeypatch.setattr(_configs, "MIN_SEGMENT", 64)
+    assert _configs.segment_of(300, 1) == 128
+    assert_all_within_budget("triton", make(dict(b=1, t=300, h=1, k=16, v=12) | options, torch.float32))
+
+
+@pytest.mark.parametrize("decay", ["head", "channel"])
+@pytest.mark.parametrize("cu_seqlens", [None, (0, 60, 60, 101, 150)])
+def test_the_gradient_of_decay_begins_anew_at_each_anchor(decay, cu_seqlens, monkeypatch):
+    monkeypatch.setattr(backward, "ANCHOR", 64)
+    dims = dict(b=1, t=150, h=1, k=16, v=12, decay=decay, cu_seqlens=cu_seqlens)
+    assert_all_within_budget("triton", make(dims, torch.float32))
+
+
+def configurations() -> list:
+    """(kind of decay, table, tile sizes) of every configuration in half precision, each tile once."""
+    found = {}
+    for part, tables in (("fwd", _configs.FORWARD), ("bwd_q", _configs.BACKWARD_Q), ("bwd_kv", _configs.BACKWARD_KV)):
+        for kind, table in tables.items():
+            for (_, dtype, _), config in table.rows.items():
+                if dtype == "half":
+                    found[kind, part, config["BLOCK_T"], config["BLOCK"]] = table.name, config
+    return [pytest.param(key[0], *value, id=", ".join(map(str, key))) for key, value in found.items()]
+
+
+@pytest.mark.parametrize("kind, table, config", configurations())
+def test_every_configuration_gives_the_same(kind, table, config):
+    decay = None if kind == "none" else kind
+    with forced(table, config):
+        dims = dict(b=1, t=70, h=1, k=40, v=40, decay=decay, normalize=True)
+        assert_all_within_budget("triton", make(dims, torch.float16))
+
+
+def test_long_spans_are_cut_at_anchors(monkeypatch):
+    monkeypatch.setattr(_configs, "multiprocessors", lambda: 132)
+    assert _configs.segment_of(4096, 128) == 4096  # programs enough
+    assert _configs.segment_of(16384, 4) == 1024
+    assert _configs.segment_of(1 << 20, 26) % _configs.ANCHOR == 0
+    assert _configs.segment_of(1500, 1) == 1500  # too short to be cut

@@ -1,0 +1,89 @@
+"""How the kernels of linear_attention are launched, and into how many segments time is cut.
+
+BLOCK_T: tokens of a chunk. BLOCK: columns of a memory that a program owns; of BACKWARD_KV, that many or all it has, for
+with all of them one launch gives dk and dv together. Width is the wider of the two head dims.
+"""
+
+import triton
+from torch import Tensor
+
+from ... import _target
+from ..._configs import ConfigTable
+
+ANCHOR = 4096  # tokens between the places where the gradient of log_decay is known without adding it up
+MIN_SEGMENT = 1024  # tokens: shorter ones move too many memories
+ENOUGH = 0.4  # programs for each multiprocessor that come nearer to the memory's speed than a second pass over k and v
+
+CHOICES = {"BLOCK_T": (16, 32, 64, 128), "BLOCK": (16, 32, 64, 128), "num_warps": (2, 4, 8), "num_stages": (1, 2, 3)}
+Rows = dict[int, tuple[int, ...]]  # by width
+# Without tensor cores, as in float32, a product takes many registers.
+FLOAT32: Rows = {64: (32, 16, 4, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
+
+
+def _table(part: str, decay: str, half: Rows, from_shared: Rows) -> ConfigTable:
+    """from_shared: in half precision on Hopper and later, whose products read operands from shared memory."""
+    families = {"cuda": half, "hip": half, "sm_90": from_shared, "sm_100": from_shared}
+    rows = {(family, "half", width): row for family, own in families.items() for width, row in own.items()}
+    rows |= {(maker, "float32", width): row for maker in ("cuda", "hip") for width, row in FLOAT32.items()}
+    spelled = {row: dict(zip(CHOICES, sizes, strict=True)) for row, sizes in rows.items()}
+    return ConfigTable(f"linear_attention_{part}_kernel, {decay}", spelled, CHOICES)
+
+
+# What spills nothing in a hot loop; of that, what moves least and then what keeps the multiprocessors busiest.
+WIDE: Rows = {64: (64, 32, 4, 1), 128: (32, 32, 4, 1), 256: (32, 32, 8, 1)}
+FADING: Rows = {64: (32, 32, 4, 1), 128: (32, 32, 8, 1), 256: (32, 32, 8, 1)}
+BY_CHANNEL: Rows = {64: (16, 32, 4, 1), 128: (16, 32, 8, 1), 256: (16, 32, 8, 1)}
+STATES = {
+    "none": _table("states", "no decay", WIDE, {128: (64, 32, 4, 1)}),
+    "head": _table("states", "decay a head", WIDE, {128: (64, 32, 4, 1)}),
+    "channel": _table("states", "decay a channel", BY_CHANNEL, {64: (32, 32, 4, 1)}),
+}
+FORWARD = {
+    "none": _table("fwd", "no decay", WIDE, {128: (64, 32, 4, 1)}),
+    "head": _table("fwd", "decay a head", FADING, {64: (64, 32, 4, 1)}),
+    "channel": _table("fwd", "decay a channel", BY_CHANNEL, {}),
+}
+BACKWARD_Q = {
+    "none": _table("bwd_q", "no decay", WIDE, {128: (64, 32, 4, 1)}),
+    "head": _table("bwd_q", "decay a head", FADING, {128: (32, 32, 4, 1)}),
+    "channel": _table("bwd_q", "decay a channel", BY_CHANNEL, {64: (32, 32, 4, 1), 128: (32, 16, 4, 1)}),
+}
+BACKWARD_KV = {
+    "none": _table(
+        "bwd_kv", "no decay", WIDE | {64: (32, 64, 4, 1), 128: (16, 64, 8, 1)},
+        {64: (32, 64, 4, 1), 128: (16, 128, 8, 1)},
+    ),
+    "head": _table(
+        "bwd_kv", "decay a head", WIDE | {64: (16, 64, 4, 1), 128: (16, 64, 8, 1)},
+        {64: (32, 64, 4, 1), 128: (16, 128, 8, 1)},
+    ),
+    "channel": _table("bwd_kv", "decay a channel", BY_CHANNEL, {64: (16, 64, 8, 1)}),
+}  # fmt: skip
+
+
+def kind_of(log_decay: Tensor | None) -> str:
+    if log_decay is None:
+        return "none"
+    return "head" if log_decay.ndim == 3 else "channel"
+
+
+def segment_of(t: int, programs: int) -> int:
+    """Tokens of a segment: all of them if that many programs, one for each block of columns, keep the GPU busy.
+
+    It is a multiple of every chunk, and of ANCHOR or below it.
+    """
+    wanted = multiprocessors()
+    segments = min(triton.cdiv(wanted, programs), t // MIN_SEGMENT)
+    if programs >= ENOUGH * wanted or segments < 2:
+        return t
+    size = triton.cdiv(t, segments)
+    unit = ANCHOR if size > ANCHOR else 128
+    return triton.cdiv(size, unit) * unit
+
+
+def multiprocessors() -> int:
+    """Of the GPU that Triton compiles for, be it there or not."""
+    if _target.architecture() == _target.INTERPRETER:
+        return 1
+    driver = triton.runtime.driver.active
+    return driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]
