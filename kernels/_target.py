@@ -40,11 +40,6 @@ def knows_tf32() -> bool:
     return _has_target() and _target().backend == "cuda"
 
 
-def multiplies_from_shared_memory() -> bool:
-    """Hopper and later: operands of a product need no registers, so larger tiles fit."""
-    return _has_target() and _target().backend == "cuda" and _target().arch >= 90
-
-
 def _has_target() -> bool:
     """Triton's interpreter has none."""
     return not triton.knobs.runtime.interpret

@@ -6,14 +6,17 @@ from itertools import pairwise
 import pytest
 import torch
 
+from subquad.kernels._configs import forced
 from subquad.kernels.causal_attention import _torch
 from subquad.kernels.causal_attention import causal_attention as attend
+from subquad.kernels.causal_attention._triton._configs import BACKWARD, FORWARD
 
 from .contract import (
     BACKENDS,
     assert_within_budget,
     call,
     cast,
+    exact_and_rounded,
     gradients,
     make_inputs,
     over_budget,
@@ -239,3 +242,25 @@ def test_what_does_not_fit_is_refused(change, message):
     inputs = {"q": torch.zeros(1, 8, 4, 16), "k": torch.zeros(1, 8, 2, 16), "v": torch.zeros(1, 8, 2, 16)}
     with pytest.raises(ValueError, match=rf"causal_attention: .*{message}"):
         attend(**(inputs | change))
+
+
+def configurations() -> list:
+    """Each configuration in half precision whose tile sizes no earlier one has."""
+    found = {}
+    for table in (FORWARD, BACKWARD):
+        for (_, dtype, _), config in table.rows.items():
+            if dtype == "half":
+                sizes = tuple(value for name, value in config.items() if name.startswith("BLOCK"))
+                found.setdefault((table.name, sizes), config)
+    return [pytest.param(name, config, id=f"{name}-{sizes}") for (name, sizes), config in found.items()]
+
+
+@pytest.mark.parametrize("table, config", configurations())
+def test_every_configuration_gives_the_same(table, config):
+    inputs = make_inputs(OP, dict(b=1, t=140, s=150, h=2, g=1, k=16, window=130, sinks=True), torch.float16)
+    exact, rounded = exact_and_rounded(OP, inputs, torch.float16)
+    with forced(table, config):
+        found = {"y": call(OP, "triton", inputs)[0]}
+        found |= {f"d{name}": dx for name, dx in gradients(OP, "triton", inputs).items()}
+    for name, actual in found.items():
+        assert_within_budget(actual, exact[name], rounded[name], torch.float16, name)

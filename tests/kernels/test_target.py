@@ -7,35 +7,32 @@ import torch
 from triton.backends.compiler import GPUTarget
 
 from subquad.kernels import _autograd, _target
-from subquad.kernels.causal_attention._triton.backward import backward_kv_tiles
+from subquad.kernels.causal_attention._triton._configs import BACKWARD
 from subquad.kernels.linear_attention._triton._tiles import precision
 from subquad.kernels.long_conv._triton import _precision
 from subquad.kernels.short_conv import short_conv
 
 TARGETS = {
-    "a100": (GPUTarget("cuda", 80, 32), True, False),
-    "h100": (GPUTarget("cuda", 90, 32), True, True),
-    "b200": (GPUTarget("cuda", 100, 32), True, True),
-    "mi300": (GPUTarget("hip", "gfx942", 64), False, False),
+    "a100": (GPUTarget("cuda", 80, 32), True, 16),
+    "h100": (GPUTarget("cuda", 90, 32), True, 32),
+    "b200": (GPUTarget("cuda", 100, 32), True, 32),
+    "mi300": (GPUTarget("hip", "gfx942", 64), False, 16),
 }
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_a_target_can_do(name, monkeypatch):
-    target, knows_tf32, from_shared_memory = TARGETS[name]
+    target, knows_tf32, rows_of_queries = TARGETS[name]
     monkeypatch.setattr(_target, "_has_target", lambda: True)
     monkeypatch.setattr(_target, "_target", lambda: target)
     assert _target.knows_tf32() is knows_tf32
-    assert _target.multiplies_from_shared_memory() is from_shared_memory
-    wide = torch.empty(1, 1, 1, 128, dtype=torch.bfloat16)
-    rows_of_queries = backward_kv_tiles(wide, wide).BLOCK_M
-    assert rows_of_queries == (32 if from_shared_memory else 16)
+    assert BACKWARD.row(_target.architecture(), torch.bfloat16, 128)["BLOCK_M"] == rows_of_queries
     assert precision() == ("tf32" if knows_tf32 else "ieee")
     assert _precision(torch.float32) == ("tf32x3" if knows_tf32 else "ieee")
 
 
 def test_the_interpreter_is_no_gpu():
-    assert not _target.knows_tf32() and not _target.multiplies_from_shared_memory()
+    assert not _target.knows_tf32() and _target.architecture() == _target.INTERPRETER
 
 
 def test_ops_run_on_the_device_of_their_first_tensor(monkeypatch):

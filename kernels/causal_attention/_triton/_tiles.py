@@ -11,15 +11,6 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 MAX_STRIDE = 1 << 23  # elements between rows up to which the offsets inside a tile are below 2^31
 
 
-class Tiles(NamedTuple):
-    """Rows of a tile of queries and of keys, and how the compiler lays out the program."""
-
-    BLOCK_M: int
-    BLOCK_N: int
-    num_warps: int
-    num_stages: int
-
-
 class Scores(NamedTuple):
     """How a product of a query and a key becomes a score in base 2: x * factor, or ceiling * tanh(x * factor)."""
 
@@ -37,12 +28,6 @@ def scores_of(scale: float, softcap: float | None) -> Scores:
 def padded(width: int) -> int:
     """Size of a tile's axis that holds `width`: matrix units multiply at least 16."""
     return max(16, triton.next_power_of_2(width))
-
-
-def float32_tiles(width: int, *, two_accumulators: bool) -> Tiles:
-    """Products without matrix units are unrolled into registers: small tiles, for many warps."""
-    size = 32 if width <= (64 if two_accumulators else 128) else 16
-    return Tiles(size, size, 8, 1)
 
 
 def with_unit_stride(x: Tensor) -> Tensor:
@@ -80,6 +65,15 @@ def load_rows(ptr, stride, row, limit, D: tl.constexpr, ROWS: tl.constexpr, BLOC
     if BLOCK_D > D:
         return tl.load(ptrs, mask=(offs_d < D)[None, :], other=0.0)
     return tl.load(ptrs)
+
+
+@triton.jit
+def load_numbers(ptr, row, limit, ROWS: tl.constexpr, OTHER: tl.constexpr, BOUND: tl.constexpr):
+    """One number for each of the rows row..row + ROWS, OTHER from `limit` on if BOUND."""
+    rows = row + tl.arange(0, ROWS)
+    if BOUND:
+        return tl.load(ptr + rows, mask=rows < limit, other=OTHER)
+    return tl.load(ptr + rows)
 
 
 @triton.jit
@@ -140,3 +134,20 @@ def keys_of_rows(first, row, T, S, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.co
     low = tl.minimum(low // BLOCK_N * BLOCK_N, diagonal)
     full = tl.minimum((low_for_all + BLOCK_N - 1) // BLOCK_N * BLOCK_N, diagonal)
     return low, full, diagonal, last + 1
+
+
+@triton.jit
+def num_tiles(low, full, beyond, high, BLOCK: tl.constexpr, RAGGED: tl.constexpr):
+    """Of low..high, those that need a mask (low..full and beyond..high) or the others (full..beyond)."""
+    if RAGGED:
+        return (full - low) // BLOCK + tl.maximum(high - beyond + BLOCK - 1, 0) // BLOCK
+    return (beyond - full) // BLOCK
+
+
+@triton.jit
+def tile(i, low, full, beyond, BLOCK: tl.constexpr, RAGGED: tl.constexpr):
+    """Where the i-th of `num_tiles` begins."""
+    if RAGGED:
+        start = low + i * BLOCK
+        return tl.where(start < full, start, start - full + beyond)
+    return full + i * BLOCK

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._tiles import LOG2_E, Scores, Tiles, padded
+from ..._configs import Config
+from ._tiles import LOG2_E, Scores, padded
 from .forward import attend
 
 MAX_ROWS = 64  # queries times query heads of a key head in one tile
@@ -102,16 +103,16 @@ def run_decode(
     """What `run_forward` does, for few queries."""
     (b, t, h, k_dim), (s, g, v_dim) = q.shape, v.shape[1:]
     tiles = decode_tiles(q, k, v)
-    low = 0 if window is None else max(0, s - t - window + 1) // tiles.BLOCK_N * tiles.BLOCK_N
-    splits = _splits_that_fill(q.device, b * g, triton.cdiv(s - low, MIN_TILES * tiles.BLOCK_N))
-    keys_per_split = triton.cdiv(triton.cdiv(s - low, splits), tiles.BLOCK_N) * tiles.BLOCK_N
+    low = 0 if window is None else max(0, s - t - window + 1) // tiles["BLOCK_N"] * tiles["BLOCK_N"]
+    splits = _splits_that_fill(q.device, b * g, triton.cdiv(s - low, MIN_TILES * tiles["BLOCK_N"]))
+    keys_per_split = triton.cdiv(triton.cdiv(s - low, splits), tiles["BLOCK_N"]) * tiles["BLOCK_N"]
     splits = triton.cdiv(s - low, keys_per_split)
     parts = lse.new_empty(b, h, t, splits, v_dim)
     part_lse = lse.new_empty(b, h, t, splits)
     causal_attention_decode_fwd_kernel[(splits * b * g,)](
         q, k, v, first, parts, part_lse, q.stride()[:3], k.stride()[:3], v.stride()[:3],
         t, s, g, low, keys_per_split, splits, s if window is None else window, scores.factor, scores.ceiling,
-        h // g, k_dim, v_dim, BLOCK_K=padded(k_dim), BLOCK_V=padded(v_dim), **tiles._asdict(),
+        h // g, k_dim, v_dim, BLOCK_K=padded(k_dim), BLOCK_V=padded(v_dim), **tiles,
         HAS_WINDOW=window is not None, HAS_SOFTCAP=scores.HAS_SOFTCAP,
     )  # fmt: skip
     causal_attention_decode_merge_kernel[(b * h * t,)](
@@ -120,10 +121,10 @@ def run_decode(
     )  # fmt: skip
 
 
-def decode_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tiles:
+def decode_tiles(q: Tensor, k: Tensor, v: Tensor) -> Config:
     row_bytes = max(padded(k.shape[3]), padded(v.shape[3])) * k.element_size()
     rows = padded(q.shape[2] // k.shape[2] * q.shape[1])
-    return Tiles(rows, min(64, TILE_BYTES // row_bytes), 4, 2)
+    return dict(BLOCK_M=rows, BLOCK_N=min(64, TILE_BYTES // row_bytes), num_warps=4, num_stages=2)
 
 
 def _splits_that_fill(device: torch.device, num_heads: int, most: int) -> int:

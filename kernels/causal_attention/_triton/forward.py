@@ -4,16 +4,14 @@ What every query of the block sees needs no mask; only the ragged ends, where th
 the border of a sequence cuts through, pay for one.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._configs import FORWARD
 from ._tiles import (
     LOG2_E,
     Scores,
-    Tiles,
-    float32_tiles,
     is_visible,
     keys_of_rows,
     load_rows,
@@ -112,20 +110,10 @@ def run_forward(
 ) -> None:  # fmt: skip
     """Fill y (b, t, h, v) and lse (b, h, t), the logarithm (base 2) of the sum of the weights."""
     (b, t, h, k_dim), (s, g, v_dim) = q.shape, v.shape[1:]
-    tiles = forward_tiles(q, v)
-    causal_attention_fwd_kernel[(triton.cdiv(t, tiles.BLOCK_M) * b * h,)](
+    config = FORWARD.pick(q.dtype, max(padded(k_dim), padded(v_dim)))
+    causal_attention_fwd_kernel[(triton.cdiv(t, config["BLOCK_M"]) * b * h,)](
         q, k, v, sinks, first, y, lse, q.stride()[:3], k.stride()[:3], v.stride()[:3], y.stride()[:3],
         t, s, h, s if window is None else window, scores.factor, scores.ceiling, h // g, k_dim, v_dim,
-        **tiles._asdict(), BLOCK_K=padded(k_dim), BLOCK_V=padded(v_dim),
+        **config, BLOCK_K=padded(k_dim), BLOCK_V=padded(v_dim),
         HAS_WINDOW=window is not None, HAS_SOFTCAP=scores.HAS_SOFTCAP,
     )  # fmt: skip
-
-
-def forward_tiles(q: Tensor, v: Tensor) -> Tiles:
-    """A pair of wide accumulators takes the registers of eight warps."""
-    width = max(padded(q.shape[3]), padded(v.shape[3]))
-    if q.dtype == torch.float32:
-        return float32_tiles(width, two_accumulators=False)
-    if width <= 64:
-        return Tiles(128, 64, 4, 3)
-    return Tiles(128, 64, 8, 2) if width <= 128 else Tiles(128, 32, 8, 1)
