@@ -11,6 +11,7 @@ from triton.backends.driver import GPUDriver
 FAMILIES = {80: "sm_80", 87: "sm_80", 90: "sm_90", 100: "sm_100", 103: "sm_100"}
 MAKERS = ("cuda", "hip")  # the names that a GPU has which is in no family
 INTERPRETER = "interpreter"
+ENOUGH = 0.4  # programs for each multiprocessor
 
 
 def architecture() -> str:
@@ -38,6 +39,19 @@ def gpu_name() -> str | None:
 def knows_tf32() -> bool:
     """Whether float32 products may run on tensor cores as sums of tf32 products."""
     return _has_target() and _target().backend == "cuda"
+
+
+def multiprocessors() -> int:
+    """Of the GPU that Triton compiles for, be it there or not; the interpreter runs one program at a time."""
+    if not _has_target():
+        return 1
+    driver = triton.runtime.driver.active
+    return driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]
+
+
+def fills(programs: int) -> bool:
+    """Whether that many programs, each walking along time, use the memory's speed better than a second pass would."""
+    return programs >= ENOUGH * multiprocessors()
 
 
 def _has_target() -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from subquad.kernels import _target
 from subquad.kernels._configs import forced
 from subquad.kernels.feature_maps import FEATURE_MAPS
 from subquad.kernels.linear_attention import linear_attention
@@ -224,13 +225,19 @@ def test_bad_input_is_refused(change, message):
         linear_attention(**(good | change))
 
 
+def few_programs(multiprocessors: int, monkeypatch) -> None:
+    """A GPU with so many multiprocessors."""
+    for module in (_target, _configs):
+        monkeypatch.setattr(module, "multiprocessors", lambda: multiprocessors)
+
+
 @pytest.mark.parametrize("options", [
     dict(), dict(decay="head"), dict(decay="channel", normalize=True), dict(decay="head", normalize=True),
     dict(decay="head", gates=GATES["mixed"]), dict(decay="channel", gates=GATES["fast"]),
     dict(decay="head", cu_seqlens=(0, 0, 1, 260, 300)), dict(decay="channel", cu_seqlens=(0, 150, 150, 300)),
 ], ids=str)  # fmt: skip
 def test_segments_side_by_side_give_what_one_walk_gives(options, monkeypatch):
-    monkeypatch.setattr(_configs, "multiprocessors", lambda: 1000)
+    few_programs(1000, monkeypatch)
     monkeypatch.setattr(_configs, "MIN_SEGMENT", 64)
     assert _configs.segment_of(300, 1) == 128
     assert_all_within_budget("triton", make(dict(b=1, t=300, h=1, k=16, v=12) | options, torch.float32))
@@ -264,7 +271,7 @@ def test_every_configuration_gives_the_same(kind, table, config):
 
 
 def test_long_spans_are_cut_at_anchors(monkeypatch):
-    monkeypatch.setattr(_configs, "multiprocessors", lambda: 132)
+    few_programs(132, monkeypatch)
     assert _configs.segment_of(4096, 128) == 4096  # programs enough
     assert _configs.segment_of(16384, 4) == 1024
     assert _configs.segment_of(1 << 20, 26) % _configs.ANCHOR == 0

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from subquad.kernels import _target
+from subquad.kernels._configs import forced
 from subquad.kernels.polynomial_attention import _torch, _triton, num_features, polynomial_attention
-from subquad.kernels.polynomial_attention._inputs import BASED, REBASED
+from subquad.kernels.polynomial_attention._inputs import BASED, CASES, REBASED
+from subquad.kernels.polynomial_attention._triton._configs import BWD_WALK, WALK
 
-from .contract import assert_within_budget, seeded
+from .contract import assert_within_budget, call, exact_and_rounded, gradients, make_inputs, seeded
 
 BACKENDS = ("reference", "torch", "triton")
 
@@ -129,7 +132,8 @@ SEVERAL_SEGMENTS = {
 @pytest.mark.parametrize("name", SEVERAL_SEGMENTS)
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_several_segments_equal_the_reference(backend, name, monkeypatch):
-    """Segments are made short, so that a short sequence has several of them."""
+    """Segments are made short, so that a short sequence has several of them; and few heads are cut into them."""
+    monkeypatch.setattr(_target, "multiprocessors", lambda: 1000)
     monkeypatch.setattr(_triton, "segment_length", lambda r: 32)
     for constant, short in (("CHUNK", 16), ("ALWAYS_ONE_CHUNK", 16), ("SCORES", 2 * 16 * 16)):
         monkeypatch.setattr(_torch, constant, short)
@@ -191,3 +195,36 @@ def test_a_state_of_other_options_is_refused():
         polynomial_attention(q, k, v, REBASED, normalize=False, state=state)
     with pytest.raises(ValueError, match="k has h=1, but q has h=2"):
         polynomial_attention(torch.cat([q, q], dim=2), k, v)
+
+
+def assert_within_the_budget_of_the_reference(dims: dict, dtype: torch.dtype) -> None:
+    """Results and gradients of the Triton kernels."""
+    inputs = make_inputs("polynomial_attention", dims, dtype)
+    exact, rounded = exact_and_rounded("polynomial_attention", inputs, dtype)
+    found = dict(zip(("y", "state"), call("polynomial_attention", "triton", inputs), strict=True))
+    found |= {f"d{name}": dx for name, dx in gradients("polynomial_attention", "triton", inputs).items()}
+    for name, actual in found.items():
+        assert_within_budget(actual, exact[name], rounded[name], dtype, name)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "wide-keys"])
+def test_few_heads_are_cut_into_segments_and_give_the_same(name, monkeypatch):
+    monkeypatch.setattr(_target, "multiprocessors", lambda: 1000)
+    assert_within_the_budget_of_the_reference(CASES[name], torch.float32)
+
+
+def configurations() -> list:
+    """Each configuration in half precision whose tile sizes no earlier one has."""
+    found = {}
+    for table in (WALK, BWD_WALK):
+        for (_, kind, _), config in table.rows.items():
+            sizes = tuple(value for name, value in config.items() if name.startswith("BLOCK"))
+            if kind == "half":
+                found.setdefault((table.name, sizes), config)
+    return [pytest.param(name, config, id=f"{name}-{sizes}") for (name, sizes), config in found.items()]
+
+
+@pytest.mark.parametrize("table, config", configurations())
+def test_every_configuration_gives_the_same(table, config):
+    with forced(table, config):
+        assert_within_the_budget_of_the_reference(dict(b=1, t=70, h=1, k=13, v=40), torch.float16)

@@ -7,12 +7,11 @@ with all of them one launch gives dk and dv together. Width is the wider of the 
 import triton
 from torch import Tensor
 
-from ... import _target
 from ..._configs import ConfigTable
+from ..._target import fills, multiprocessors
 
 ANCHOR = 4096  # tokens between the places where the gradient of log_decay is known without adding it up
 MIN_SEGMENT = 1024  # tokens: shorter ones move too many memories
-ENOUGH = 0.4  # programs for each multiprocessor that come nearer to the memory's speed than a second pass over k and v
 
 CHOICES = {"BLOCK_T": (16, 32, 64, 128), "BLOCK": (16, 32, 64, 128), "num_warps": (2, 4, 8), "num_stages": (1, 2, 3)}
 Rows = dict[int, tuple[int, ...]]  # by width
@@ -72,18 +71,9 @@ def segment_of(t: int, programs: int) -> int:
 
     It is a multiple of every chunk, and of ANCHOR or below it.
     """
-    wanted = multiprocessors()
-    segments = min(triton.cdiv(wanted, programs), t // MIN_SEGMENT)
-    if programs >= ENOUGH * wanted or segments < 2:
+    segments = min(triton.cdiv(multiprocessors(), programs), t // MIN_SEGMENT)
+    if fills(programs) or segments < 2:
         return t
     size = triton.cdiv(t, segments)
     unit = ANCHOR if size > ANCHOR else 128
     return triton.cdiv(size, unit) * unit
-
-
-def multiprocessors() -> int:
-    """Of the GPU that Triton compiles for, be it there or not."""
-    if _target.architecture() == _target.INTERPRETER:
-        return 1
-    driver = triton.runtime.driver.active
-    return driver.utils.get_device_properties(driver.get_current_device())["multiprocessor_count"]

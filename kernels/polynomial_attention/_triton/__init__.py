@@ -28,6 +28,7 @@ from .. import EPSILON, SHAPES, num_features
 from .backward import polynomial_attention_bwd_kernel, polynomial_attention_bwd_normaliser_kernel
 from .forward import polynomial_attention_out_kernel, polynomial_attention_scan_kernel, polynomial_attention_sum_kernel
 from .step import polynomial_attention_step_kernel
+from .walk import Walks
 
 MIN_SEGMENT = 256
 GROUP = 16  # head dims whose products with 16 others are one tile of features
@@ -94,7 +95,7 @@ class _Call:
 
     def __init__(self, q, k, v, cu_seqlens, coefficients, scale, normalize):
         (self.b, self.t, self.h, d), width = q.shape, v.shape[3]
-        self.cu_seqlens, self.normalize = cu_seqlens, normalize
+        self.cu_seqlens, self.normalize, self.coefficients, self.like = cu_seqlens, normalize, coefficients, (q, v)
         self.c0, self.c1, self.c2 = coefficients[0], coefficients[1] * scale, coefficients[2] * scale**2
         self.r, self.w = num_features(d, coefficients), width + normalize
         is_narrow = d <= GROUP and width <= NARROW_TILES[q.dtype].channels
@@ -155,6 +156,12 @@ class _Call:
             BLOCK_V=self.block_v, **{name: self.constants[name] for name in shared},
         )  # fmt: skip
 
+    def walks(self) -> Walks:
+        return Walks(
+            self.like[0], self.like[1], self.cu_seqlens, (self.c0, self.c1, self.c2), self.coefficients,
+            self.normalize, self.r, self.tiles.operand, self.tiles.precision,
+        )  # fmt: skip
+
     def _places(self) -> tuple:
         blocks, segments = self.blocks, self.segments
         places = self.cu_seqlens, blocks.owners, blocks.firsts, segments.firsts
@@ -192,6 +199,9 @@ def _forward(q, k, v, state, cu_seqlens, coefficients, scale, normalize):
     if state is not None and cu_seqlens is None and call.t == 1:
         call.step(q, k, v, state, after, y, inverse)
         return [y, after, inverse]
+    if Walks.serve(q, v, cu_seqlens):
+        call.walks().values(q, k, v, inverse, state, y, inverse, after, reverse=False)
+        return [y, after, inverse]
     states = call.states(k, v, inverse, inverse, state, after, is_gradient=False)
     call.out(q, k, v, inverse, states, y, inverse, has_border=state is not None, reverse=False)
     return [y, after, inverse]
@@ -203,6 +213,13 @@ def _backward(grads, kept, q, k, v, state, cu_seqlens, coefficients, scale, norm
     dy, dafter = torch.zeros_like(y) if dy is None else _with_unit_stride(dy), _contiguous(dafter)
     call = _Call(q, k, v, cu_seqlens, coefficients, scale, normalize)
     dnormaliser = torch.empty_like(inverse)
+    dstate, dv = torch.empty_like(after), torch.empty_like(v, memory_format=torch.contiguous_format)
+    if Walks.serve(q, v, cu_seqlens):
+        walks, dfirst = call.walks(), None if state is None else dstate
+        dq = walks.gradient(q, k, dy, v, y, inverse, dnormaliser, state, None, reverse=False)
+        dk = walks.gradient(k, q, v, dy, y, inverse, dnormaliser, dafter, dfirst, reverse=True)
+        walks.values(k, q, dy, inverse, dafter, dv, inverse, dfirst, reverse=True)
+        return dq, dk, dv, dfirst
     if normalize:
         rows = inverse.numel()
         polynomial_attention_bwd_normaliser_kernel[(triton.cdiv(rows, NORMALISER_ROWS),)](
@@ -210,7 +227,6 @@ def _backward(grads, kept, q, k, v, state, cu_seqlens, coefficients, scale, norm
             H=call.h, V=v.shape[3], BLOCK_ROWS=NORMALISER_ROWS, BLOCK_V=triton.next_power_of_2(v.shape[3]),
         )  # fmt: skip
     beside = inverse, dnormaliser
-    dstate, dv = torch.empty_like(after), torch.empty_like(v, memory_format=torch.contiguous_format)
     has_border = state is not None
     states = call.states(k, v, *beside, state, torch.empty_like(after), is_gradient=False)
     dq = call.gradient(q, k, dy, v, *beside, states, has_border=has_border, reverse=False)
