@@ -65,7 +65,13 @@ class GPU:
 CUDA_GUIDE = "CUDA C++ Programming Guide, tables of arithmetic throughput and of technical specifications"
 KIB = 1024
 _NVIDIA = dict(
-    special_rate=16, integer_rate=64, warp_size=32, registers=512, register_unit=8, shared_reserve=KIB, shared_unit=128,
+    special_rate=16,
+    integer_rate=64,
+    warp_size=32,
+    registers=512,
+    register_unit=8,
+    shared_reserve=KIB,
+    shared_unit=128,
 )
 _NVIDIA_LARGE = dict(max_warps=64, max_blocks=32, **_NVIDIA)  # fmt: skip
 

@@ -10,12 +10,25 @@ import triton.language as tl
 from torch import Tensor
 
 from .._autograd import differentiable
-from . import SHAPES
+from .._configs import Config, ConfigTable
+from . import MAX_WIDTH, SHAPES
 
-MAX_BLOCK_D = 128  # channels of a program: one warp, four channels a lane
-LOADS_AT_ONCE = 8  # that a program has under way before it computes
 MIN_CHUNK, MAX_CHUNK = 32, 256  # rows that a program walks
 BUSY_PROGRAMS = 1 << 12  # enough to fill a large GPU; only beyond that do chunks grow
+
+
+def _table(kernel: str, rows: int) -> ConfigTable:
+    """Widths are of the filter. BLOCK_D: channels of a program, four a lane. ROWS: that it loads before it computes."""
+    config = dict(BLOCK_D=128, ROWS=rows, num_warps=1)
+    return ConfigTable(
+        kernel,
+        {(maker, kind, MAX_WIDTH): config for maker in ("cuda", "hip") for kind in ("half", "float32")},
+        {"BLOCK_D": (32, 64, 128, 256, 512), "ROWS": (2, 4, 8, 16), "num_warps": (1, 2, 4)},
+    )
+
+
+FORWARD = _table("short_conv_fwd_kernel", rows=8)
+BACKWARD = _table("short_conv_bwd_kernel", rows=4)  # of x and of dy
 
 
 @triton.jit
@@ -207,10 +220,10 @@ def _forward(
     x = _channels_last(x)
     weight, bias, state, cu_seqlens = map(_contiguous, (weight, bias, state, cu_seqlens))
     (b, t, d), n, width = x.shape, last.shape[0], weight.shape[1]
-    block_d, rows, chunk, num_slots = _tiles(b, t, d, n, cu_seqlens is not None, num_streams=1)
-    short_conv_fwd_kernel[(num_slots * triton.cdiv(d, block_d),)](
+    config, chunk, num_slots = _tiles(FORWARD.pick(x.dtype, width), b, t, d, n, cu_seqlens is not None)
+    short_conv_fwd_kernel[(num_slots * triton.cdiv(d, config["BLOCK_D"]),)](
         x, weight, bias, state, cu_seqlens, y, last, n, t, d, chunk, x.stride(0), x.stride(1),
-        W=width, BLOCK_D=block_d, ROWS=rows, SILU=activation == "silu", num_warps=1,
+        W=width, SILU=activation == "silu", **config,
     )  # fmt: skip
     return [y, last]
 
@@ -223,14 +236,14 @@ def _backward(
     x, dy = _channels_last(x), _channels_last(torch.zeros_like(x) if dy is None else dy)
     weight, bias, state, cu_seqlens, dlast = map(_contiguous, (weight, bias, state, cu_seqlens, dlast))
     (b, t, d), n, width = x.shape, kept[1].shape[0], weight.shape[1]
-    block_d, rows, chunk, num_slots = _tiles(b, t, d, n, cu_seqlens is not None, num_streams=2)
+    config, chunk, num_slots = _tiles(BACKWARD.pick(x.dtype, width), b, t, d, n, cu_seqlens is not None)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dfilter = x.new_empty(num_slots, width + 1, d, dtype=torch.float32)
     dstate = None if state is None else torch.empty_like(state)
-    short_conv_bwd_kernel[(num_slots * triton.cdiv(d, block_d),)](
+    short_conv_bwd_kernel[(num_slots * triton.cdiv(d, config["BLOCK_D"]),)](
         x, weight, bias, state, cu_seqlens, dy, dlast, dx, dfilter, dstate,
         n, t, d, chunk, x.stride(0), x.stride(1), dy.stride(0), dy.stride(1),
-        W=width, BLOCK_D=block_d, ROWS=rows, SILU=activation == "silu", num_warps=1,
+        W=width, SILU=activation == "silu", **config,
     )  # fmt: skip
     dweight = dfilter[:, :width].sum(dim=0).T  # partial sums and no atomics: two runs agree to the last bit
     dbias = None if bias is None else dfilter[:, width].sum(dim=0)
@@ -246,16 +259,13 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _tiles(b: int, t: int, d: int, n: int, packed: bool, num_streams: int) -> tuple[int, int, int, int]:
-    """(channels of a program, rows loaded at once, rows of a chunk, number of slots); packed slots: see `_locate`.
-
-    num_streams: tensors that are read row by row, x and on the way back dy.
-    """
-    block_d = min(MAX_BLOCK_D, max(16, triton.next_power_of_2(d)))
-    rows = min(LOADS_AT_ONCE // num_streams, triton.next_power_of_2(t))
+def _tiles(config: Config, b: int, t: int, d: int, n: int, packed: bool) -> tuple[Config, int, int]:
+    """(the launch with no more than there is, rows of a chunk, number of slots); packed slots: see `_locate`."""
+    block_d = min(config["BLOCK_D"], max(16, triton.next_power_of_2(d)))
+    config = config | dict(BLOCK_D=block_d, ROWS=min(config["ROWS"], triton.next_power_of_2(t)))
     chunk = triton.next_power_of_2(b * t * triton.cdiv(d, block_d) // BUSY_PROGRAMS)
     chunk = min(max(chunk, MIN_CHUNK), MAX_CHUNK)
-    return block_d, rows, chunk, t // chunk + n if packed else b * triton.cdiv(t, chunk)
+    return config, chunk, t // chunk + n if packed else b * triton.cdiv(t, chunk)
 
 
 run = differentiable("short_conv_triton", SHAPES, _allocate, _forward, _backward, num_outputs=2)

@@ -289,10 +289,6 @@ PACKED = {
 }
 GRIDS = [(op, name) for op in OPS for name in check.GPU_CASES[op] if name.startswith("many")]
 GRIDS += [(op, "packed") for op in PACKED]
-TOO_LONG = pytest.mark.xfail(strict=True, reason="polynomial_attention has its heads along y: at most 65,535")
-GRIDS[GRIDS.index(("polynomial_attention", "many-heads"))] = pytest.param(
-    "polynomial_attention", "many-heads", marks=TOO_LONG
-)
 
 
 @pytest.mark.parametrize("op, name", GRIDS)

@@ -14,10 +14,11 @@ from subquad.benchmarks.profile import run_profile
 from subquad.benchmarks.profile.calls import OP_SIZES, make_call, plan_subject
 from subquad.benchmarks.profile.capture import helper_op, tensor_bytes
 from subquad.kernels import OPS
-from subquad.kernels.short_conv._triton import MAX_BLOCK_D, MIN_CHUNK
+from subquad.kernels.short_conv._triton import FORWARD, MIN_CHUNK
 from subquad.mixers import MIXERS
 
 B, T, D, W = 2, 256, 256, 3
+BLOCK_D = FORWARD.row("sm_90", torch.bfloat16, W)["BLOCK_D"]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def test_it_says_that_nothing_was_measured(profiled):
 
 def test_requested_bytes_are_those_counted_by_hand(profiled):
     [forward] = profiled[1]["passes"][0]["kernels"]
-    chunks, blocks = T // MIN_CHUNK, D // MAX_BLOCK_D
+    chunks, blocks = T // MIN_CHUNK, D // BLOCK_D
     programs = B * chunks * blocks
-    row = MAX_BLOCK_D * 2  # bytes of bfloat16
+    row = BLOCK_D * 2  # bytes of bfloat16
     assert forward["grid"] == [programs, 1, 1]
     # Its rows and the W - 1 before them; the last chunk of a sequence reads the rows again that it leaves behind.
     rows = programs * (MIN_CHUNK + W - 1) + B * blocks * (W - 1)

@@ -6,9 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from subquad.kernels import _target
 from subquad.kernels._configs import forced
 from subquad.kernels.causal_attention import _torch
 from subquad.kernels.causal_attention import causal_attention as attend
+from subquad.kernels.causal_attention._inputs import CASES
+from subquad.kernels.causal_attention._triton import decode
 from subquad.kernels.causal_attention._triton._configs import BACKWARD, FORWARD
 
 from .contract import (
@@ -163,8 +166,9 @@ def test_queries_in_parts_equal_the_whole(backend, window):
 
 
 @pytest.mark.parametrize("window", [None, 200])
-def test_a_decoding_step_is_the_last_row(backend, window):
+def test_a_decoding_step_is_the_last_row(backend, window, monkeypatch):
     """Also with a cache that lies in memory as (b, g, s, k) and is longer than what is filled."""
+    monkeypatch.setattr(_target, "multiprocessors", lambda: 8)
     inputs = make_inputs(OP, dict(b=2, t=300, h=4, g=2, k=16, v=24, window=window, softcap=20.0), torch.float32)
     expected = call(OP, "reference", inputs)[0][:, -1:]
     for name in ("k", "v"):
@@ -172,6 +176,15 @@ def test_a_decoding_step_is_the_last_row(backend, window):
         cache[:, :, :300] = inputs[name].transpose(1, 2)
         inputs[name] = cache[:, :, :300].transpose(1, 2)
     assert_same(call(OP, backend, inputs | {"q": inputs["q"][:, -1:]})[0], expected)
+
+
+@pytest.mark.parametrize("name", ["decode", "decode-everything"])
+def test_a_cache_shared_among_programs_gives_the_same(name, monkeypatch):
+    monkeypatch.setattr(_target, "multiprocessors", lambda: 64)
+    assert decode._splits_that_fill(num_heads=4, most=5) == 5 and decode._splits_that_fill(num_heads=100, most=5) == 2
+    monkeypatch.setattr(decode, "TILE_BYTES", 1 << 10)  # several tiles of so few keys
+    inputs = make_inputs(OP, CASES[name], torch.float32)
+    assert_same(call(OP, "triton", inputs)[0], call(OP, "reference", inputs)[0])
 
 
 def test_decoding_reads_the_cache_where_it_lies():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from subquad.kernels import _configs
 from subquad.kernels.short_conv import _torch, _triton, short_conv
 
 BACKENDS = ("reference", "torch", "triton")
@@ -138,7 +139,9 @@ def test_gradient_of_the_state_alone(backend):
 def test_long_batches_in_blocks(backend, monkeypatch):
     """More sequences, rows and channels than one block of the backward pass holds."""
     monkeypatch.setattr(_torch, "BLOCK_ELEMENTS", 64)
-    monkeypatch.setattr(_triton, "MAX_BLOCK_D", 16)
+    for table in (_triton.FORWARD, _triton.BACKWARD):
+        config = table.row("cuda", torch.float32, 3)
+        monkeypatch.setitem(_configs._forced, table.name, config | dict(BLOCK_D=16))
     for b, t in ((5, 3), (2, 13)):
         inputs = {name: x.requires_grad_() for name, x in make(b=b, t=t, d=20, w=3).items()}
         grads = [

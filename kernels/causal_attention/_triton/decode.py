@@ -4,11 +4,11 @@ Without the split a batch of one would keep only as many multiprocessors busy as
 that read a key head stand in one tile, so the cache is read once.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ... import _target
 from ..._configs import Config
 from ._tiles import LOG2_E, Scores, padded
 from .forward import attend
@@ -18,7 +18,6 @@ MIN_CONTEXT = 8  # keys for each query from which splitting them pays
 TILE_BYTES = 1 << 14  # of a tile of keys: two of keys and two of values are on chip at a time
 MIN_TILES = 2  # of keys in a part: less is not worth a program
 PROGRAMS_PER_MULTIPROCESSOR = 2
-INTERPRETED_MULTIPROCESSORS = 4
 
 
 def is_decoding(t: int, s: int, group: int) -> bool:
@@ -104,7 +103,7 @@ def run_decode(
     (b, t, h, k_dim), (s, g, v_dim) = q.shape, v.shape[1:]
     tiles = decode_tiles(q, k, v)
     low = 0 if window is None else max(0, s - t - window + 1) // tiles["BLOCK_N"] * tiles["BLOCK_N"]
-    splits = _splits_that_fill(q.device, b * g, triton.cdiv(s - low, MIN_TILES * tiles["BLOCK_N"]))
+    splits = _splits_that_fill(b * g, triton.cdiv(s - low, MIN_TILES * tiles["BLOCK_N"]))
     keys_per_split = triton.cdiv(triton.cdiv(s - low, splits), tiles["BLOCK_N"]) * tiles["BLOCK_N"]
     splits = triton.cdiv(s - low, keys_per_split)
     parts = lse.new_empty(b, h, t, splits, v_dim)
@@ -127,9 +126,6 @@ def decode_tiles(q: Tensor, k: Tensor, v: Tensor) -> Config:
     return dict(BLOCK_M=rows, BLOCK_N=min(64, TILE_BYTES // row_bytes), num_warps=4, num_stages=2)
 
 
-def _splits_that_fill(device: torch.device, num_heads: int, most: int) -> int:
+def _splits_that_fill(num_heads: int, most: int) -> int:
     """Parts of the keys, at most so many, that give every multiprocessor work."""
-    multiprocessors = INTERPRETED_MULTIPROCESSORS
-    if device.type == "cuda":
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, num_heads), most)
+    return min(triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * _target.multiprocessors(), num_heads), most)

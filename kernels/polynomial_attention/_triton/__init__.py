@@ -117,13 +117,13 @@ class _Call:
         """States before each segment (after it, for gradients); `after` receives what the last one leaves."""
         states = x.new_empty(self.segments.count, self.h, self.r, self.w, dtype=torch.float32)
         groups = triton.cdiv(x.shape[3], GROUP)
-        polynomial_attention_sum_kernel[(self.segments.count, self.h, self.v_blocks * groups**2)](
+        polynomial_attention_sum_kernel[(self.segments.count * self.h, self.v_blocks * groups**2)](
             x, u, factor, last, states, self.cu_seqlens, self.segments.owners, self.segments.firsts,
             self.t, self.segments.per_sequence, self.c0, self.c1, self.c2, *x.stride()[:3], *u.stride()[:3],
             BLOCK_T=SUM_TOKENS, BLOCK_V=self.block_v, IS_GRADIENT=is_gradient, num_warps=8, **self.constants,
         )  # fmt: skip
         size = self.r * self.w
-        polynomial_attention_scan_kernel[(self.n * triton.cdiv(size, SCAN_BLOCK), self.h)](
+        polynomial_attention_scan_kernel[(self.n * self.h * triton.cdiv(size, SCAN_BLOCK),)](
             states, first, after, self.cu_seqlens, self.segments.firsts, self.t, self.segments.per_sequence,
             H=self.h, SIZE=size, BLOCK=SCAN_BLOCK, HAS_FIRST=first is not None, REVERSE=is_gradient,
             PACKED=self.cu_seqlens is not None,
@@ -131,7 +131,7 @@ class _Call:
         return states
 
     def out(self, x, z, u, factor, states, y, inverse, *, has_border: bool, reverse: bool) -> None:
-        polynomial_attention_out_kernel[(self.blocks.count, self.h, self.v_blocks)](
+        polynomial_attention_out_kernel[(self.blocks.count * self.h, self.v_blocks)](
             x, z, u, factor, states, y, inverse, *self._places(),
             self.c0, self.c1, self.c2, EPSILON, *x.stride()[:3], *z.stride()[:3], *u.stride()[:3],
             BLOCK_T=self.tiles.tokens, BLOCK_K=self.block_k, BLOCK_V=self.block_v,
@@ -140,7 +140,7 @@ class _Call:
 
     def gradient(self, x, z, u, w, factor, last, states, *, has_border: bool, reverse: bool) -> Tensor:
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        polynomial_attention_bwd_kernel[(self.blocks.count, self.h)](
+        polynomial_attention_bwd_kernel[(self.blocks.count * self.h,)](
             x, z, u, w, factor, last, states, dx, *self._places(),
             self.c1, self.c2, *x.stride()[:3], *z.stride()[:3], *u.stride()[:3], *w.stride()[:3],
             BLOCK_T=self.tiles.tokens, BLOCK_K=self.block_k, BLOCK_V=min(self.block_v, self.tiles.gradient_channels),

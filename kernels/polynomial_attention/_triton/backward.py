@@ -43,9 +43,9 @@ def polynomial_attention_bwd_kernel(
     i on and S the gradient of the state at the segment's end. Beside dy stand each token's factor and the gradient of
     its normaliser; beside v stands a column of ones.
     """
-    h = tl.program_id(1)
+    h = (tl.program_id(0) % H).to(tl.int64)
     sequence, row, begin, end, start = locate(
-        tl.program_id(0), T, per_sequence, BLOCK_T, owners_ptr, firsts_ptr, cu_seqlens_ptr, PACKED
+        tl.program_id(0) // H, T, per_sequence, BLOCK_T, owners_ptr, firsts_ptr, cu_seqlens_ptr, PACKED
     )
     if start >= end:
         return

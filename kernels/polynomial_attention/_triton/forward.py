@@ -31,10 +31,10 @@ def polynomial_attention_sum_kernel(
     The features are formed in registers. A program whose two groups are the same also sums x^T u and u. Sums of
     queries and dy (IS_GRADIENT) get the weights with which queries read a state.
     """
-    segment, h = tl.program_id(0), tl.program_id(1)
+    segment, h = tl.program_id(0) // H, (tl.program_id(0) % H).to(tl.int64)
     GROUPS: tl.constexpr = (K + BLOCK_I - 1) // BLOCK_I
-    v_block = tl.program_id(2) // (GROUPS * GROUPS)
-    i_group, j_group = (tl.program_id(2) // GROUPS) % GROUPS, tl.program_id(2) % GROUPS
+    v_block = tl.program_id(1) // (GROUPS * GROUPS)
+    i_group, j_group = (tl.program_id(1) // GROUPS) % GROUPS, tl.program_id(1) % GROUPS
     _, row, _, end, start = locate(segment, T, per_sequence, SEGMENT, owners_ptr, firsts_ptr, cu_seqlens_ptr, PACKED)
     if (start >= end) | (j_group < i_group) | ((not HAS_SQUARE) & (j_group > i_group)):
         return
@@ -121,7 +121,8 @@ def polynomial_attention_scan_kernel(
     Each sum is replaced by what stood before it (after it, REVERSE); what the walk ends with goes to last_ptr.
     """
     NUM_BLOCKS: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
-    sequence, h = (tl.program_id(0) // NUM_BLOCKS).to(tl.int64), tl.program_id(1)
+    h = (tl.program_id(0) // NUM_BLOCKS % H).to(tl.int64)
+    sequence = (tl.program_id(0) // NUM_BLOCKS // H).to(tl.int64)
     offs = (tl.program_id(0) % NUM_BLOCKS) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < SIZE
     if PACKED:
@@ -160,9 +161,9 @@ def polynomial_attention_out_kernel(
     j runs over the tokens of i's segment up to i (from i on, REVERSE); S is the state at the segment's border.
     REVERSE gives dv from dy: there u is dy times each token's factor, and nothing is normalised.
     """
-    h, offs_v = tl.program_id(1), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    h, offs_v = (tl.program_id(0) % H).to(tl.int64), tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     sequence, row, begin, end, start = locate(
-        tl.program_id(0), T, per_sequence, BLOCK_T, owners_ptr, firsts_ptr, cu_seqlens_ptr, PACKED
+        tl.program_id(0) // H, T, per_sequence, BLOCK_T, owners_ptr, firsts_ptr, cu_seqlens_ptr, PACKED
     )
     if start >= end:
         return
@@ -242,6 +243,6 @@ def polynomial_attention_out_kernel(
     if DIVIDES:
         inverse = 1.0 / (normaliser + epsilon)
         y *= inverse[:, None]
-        tl.store(inverse_ptr + (token + offs_t) * H + h, inverse, mask=mask_t & (tl.program_id(2) == 0))
+        tl.store(inverse_ptr + (token + offs_t) * H + h, inverse, mask=mask_t & (tl.program_id(1) == 0))
     place = y_ptr + ((token + offs_t) * H + h)[:, None] * V + offs_v[None, :]
     tl.store(place, y.to(y_ptr.dtype.element_ty), mask=mask_t[:, None] & (offs_v < V)[None, :])

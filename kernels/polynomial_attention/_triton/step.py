@@ -18,7 +18,7 @@ def polynomial_attention_step_kernel(
 
     Every program keeps the normaliser's column too, to divide by it; the first writes it.
     """
-    b, h = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
+    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
     offs_v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     mask_v = offs_v < V
     is_first = tl.program_id(1) == 0
