@@ -23,7 +23,7 @@ MIN_SECONDS = 0.004  # a shorter candidate is repeated inside one sample, for th
 MAX_REPEATS = 1000
 WARM_AGAIN_SECONDS, MAX_WARM_UPS = 1.0, 8
 STEADY = 0.8  # a call that takes at least this share of the one before it is warm
-FLUSH_BYTES = 256 << 20  # larger than the L2 cache of any GPU, so every repetition starts from device memory
+FLUSH_BYTES = 512 << 20  # twice the largest cache of a GPU, so every repetition starts from device memory
 TASKS = Path("/proc/self/task")
 
 

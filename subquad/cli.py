@@ -166,7 +166,7 @@ def check(
     is markdown, to be pasted into an issue.
 
     With --static instead compile the kernels for GPUs that need not be there, and fail on an error, a spill in a hot
-    loop, too much shared memory, and on what is above the budget that is stored in benchmarks/results/.
+    loop (but of float32), too much shared memory, and on what is above the budget stored in benchmarks/results/.
 
     Args:
         static: compile instead of running; the options below other than --ops and --device go with it.

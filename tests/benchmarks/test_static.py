@@ -18,6 +18,7 @@ from subquad.benchmarks.static.rows import Row, row_of, violations
 from subquad.benchmarks.static.tritons import Triton, find_triton
 from subquad.kernels import OPS
 
+PINNED = "3.7.1"  # of constraints.txt
 CASE = Case("short_conv", "silu", 4, "bfloat16", {"b": 4})
 ROW = Row(
     "short_conv", "silu", 4, "bfloat16", "h100", "3.7.1", "0", {"forward": 1.0, "backward": 1.5},
@@ -51,6 +52,13 @@ def test_what_is_not_heavier_passes(changes):
     assert not list(violations(replace(ROW, **changes), ROW))
 
 
+def test_float32_may_spill_as_much_as_its_budget():
+    spilling = replace(ROW, dtype="float32", hot_spill=4, worst=ROW.worst | {"hot_spill": "k4"})
+    assert not list(violations(spilling, spilling))
+    [message] = violations(spilling, replace(spilling, hot_spill=0))
+    assert "4 bytes spilled in one pass of the hot loop, the budget is 0" in message
+
+
 def test_what_has_no_budget_fails_whatever_it_needs():
     for stored in (None, replace(ROW, error="k: no")):
         [message] = violations(ROW, stored)
@@ -77,6 +85,25 @@ def test_every_dtype_and_width_is_compiled_for_every_target(op):
 def test_fast_cases_are_cases():
     assert [case.op for case in fast_cases()] == list(OPS)
     assert all(case in cases_of(case.op, "h100") for case in fast_cases())
+
+
+@pytest.mark.parametrize("target", GPUS)
+@pytest.mark.parametrize("op", OPS)
+def test_the_stored_budget_is_whole_and_of_these_sources(op, target):
+    stored = budget.load()
+    for triton in (PINNED, tritons.NEWEST):
+        assert budget.is_fresh(stored, op, target, triton), (
+            f"the budget of {op} for {target}, Triton {triton}, is not of these sources; make it anew with "
+            f"`subquad check --static --update --ops {op}` and commit {budget.RESULTS}"
+        )
+
+
+def test_one_call_of_each_op_is_compiled_and_within_its_budget():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "subquad", "check", "--static", "--fast"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"0 violations in {len(OPS)} calls" in done.stdout
 
 
 def test_storing_replaces_the_same_op_target_and_triton_only(tmp_path):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from subquad.kernels._configs import forced
 from subquad.kernels.long_conv import _toeplitz, _torch, _triton, long_conv
 
 from .contract import assert_within_budget, cast, gradients, make_inputs, seeded
@@ -113,12 +114,9 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "path, dims", PATHS, ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value))
-)
-def test_every_path_matches_the_reference(path, dims, monkeypatch):
-    backend = force(path, monkeypatch)
-    low = make_inputs("long_conv", dict(zip("btdl", dims, strict=True)), torch.float32)
+def assert_within_the_budget_of_the_reference(backend: str, **dims: int) -> None:
+    """The output and the gradients."""
+    low = make_inputs("long_conv", dims, torch.float32)
     exact, rounded = cast(low, torch.float64), low
     y, y_exact, y_rounded = (
         long_conv(**inputs, backend=which)
@@ -128,6 +126,20 @@ def test_every_path_matches_the_reference(path, dims, monkeypatch):
     exact, rounded = gradients("long_conv", "reference", exact), gradients("long_conv", "reference", rounded)
     for name, actual in gradients("long_conv", backend, low).items():
         assert_within_budget(actual, exact[name], rounded[name], torch.float32, f"d{name}")
+
+
+@pytest.mark.parametrize(
+    "path, dims", PATHS, ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value))
+)
+def test_every_path_matches_the_reference(path, dims, monkeypatch):
+    assert_within_the_budget_of_the_reference(force(path, monkeypatch), **dict(zip("btdl", dims, strict=True)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 8])
+def test_however_many_channels_a_program_takes(channels):
+    config = dict(CHANNELS=channels, num_warps=4, num_stages=1)
+    with forced("long_conv_fwd", config), forced("long_conv_bwd", config):
+        assert_within_the_budget_of_the_reference("triton", b=2, t=200, d=5, l=150)
 
 
 def test_paths_are_the_ones_meant(monkeypatch):

@@ -15,14 +15,16 @@ MIN_SEGMENT = 1024  # tokens: shorter ones move too many memories
 
 CHOICES = {"BLOCK_T": (16, 32, 64, 128), "BLOCK": (16, 32, 64, 128), "num_warps": (2, 4, 8), "num_stages": (1, 2, 3)}
 Rows = dict[int, tuple[int, ...]]  # by width
-# Without tensor cores, as in float32, a product takes many registers.
-FLOAT32: Rows = {64: (32, 16, 4, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
+# Without tensor cores, as in float32, a product is unrolled into registers: the smallest there is, for many warps.
+FLOAT32: Rows = {256: (16, 16, 8, 1)}
 
 
-def _table(part: str, decay: str, half: Rows, from_shared: Rows) -> ConfigTable:
-    """from_shared: in half precision on Hopper and later, whose products read operands from shared memory."""
+def _table(part: str, decay: str, half: Rows, from_shared: Rows, float16: Rows | None = None) -> ConfigTable:
+    """from_shared: on Hopper and later, whose products read operands from shared memory; float16: there, if others."""
     families = {"cuda": half, "hip": half, "sm_90": from_shared, "sm_100": from_shared}
     rows = {(family, "half", width): row for family, own in families.items() for width, row in own.items()}
+    rows |= {(family, "float16", width): row for family in families if family.startswith("sm_")
+             for width, row in (float16 or {}).items()}  # fmt: skip
     rows |= {(maker, "float32", width): row for maker in ("cuda", "hip") for width, row in FLOAT32.items()}
     spelled = {row: dict(zip(CHOICES, sizes, strict=True)) for row, sizes in rows.items()}
     return ConfigTable(f"linear_attention_{part}_kernel, {decay}", spelled, CHOICES)
@@ -38,25 +40,37 @@ STATES = {
     "channel": _table("states", "decay a channel", BY_CHANNEL, {64: (32, 32, 4, 1)}),
 }
 FORWARD = {
-    "none": _table("fwd", "no decay", WIDE, {128: (64, 32, 4, 1)}),
-    "head": _table("fwd", "decay a head", FADING, {64: (64, 32, 4, 1)}),
-    "channel": _table("fwd", "decay a channel", BY_CHANNEL, {}),
-}
+    "none": _table(
+        "fwd", "no decay", WIDE, {128: (64, 32, 4, 1), 256: (16, 32, 4, 1)},
+        {64: (64, 32, 4, 1), 128: (32, 32, 4, 1), 256: (32, 32, 8, 1)},
+    ),
+    "head": _table("fwd", "decay a head", FADING, {32: (64, 32, 4, 1)}),
+    "channel": _table("fwd", "decay a channel", BY_CHANNEL, {}, BY_CHANNEL | {256: (16, 16, 8, 1)}),
+}  # fmt: skip
 BACKWARD_Q = {
-    "none": _table("bwd_q", "no decay", WIDE, {128: (64, 32, 4, 1)}),
-    "head": _table("bwd_q", "decay a head", FADING, {128: (32, 32, 4, 1)}),
+    "none": _table(
+        "bwd_q", "no decay", WIDE, {128: (64, 32, 4, 1), 256: (16, 32, 4, 1)},
+        {128: (64, 32, 4, 1), 256: (32, 32, 8, 1)},
+    ),
+    "head": _table("bwd_q", "decay a head", FADING, {128: (32, 32, 4, 1), 256: (16, 32, 8, 1)}),
     "channel": _table("bwd_q", "decay a channel", BY_CHANNEL, {64: (32, 32, 4, 1), 128: (32, 16, 4, 1)}),
-}
+}  # fmt: skip
 BACKWARD_KV = {
     "none": _table(
         "bwd_kv", "no decay", WIDE | {64: (32, 64, 4, 1), 128: (16, 64, 8, 1)},
-        {64: (32, 64, 4, 1), 128: (16, 128, 8, 1)},
+        {64: (32, 64, 4, 1), 128: (16, 128, 8, 1), 256: (16, 64, 8, 1)},
+        {64: (16, 64, 8, 1), 128: (16, 128, 8, 1), 256: (32, 32, 8, 1)},
     ),
     "head": _table(
         "bwd_kv", "decay a head", WIDE | {64: (16, 64, 4, 1), 128: (16, 64, 8, 1)},
-        {64: (32, 64, 4, 1), 128: (16, 128, 8, 1)},
+        {32: (32, 64, 4, 1), 64: (16, 64, 8, 1), 128: (16, 128, 8, 1), 256: (16, 32, 8, 1)},
+        {32: (32, 64, 4, 1), 64: (16, 64, 8, 1), 128: (16, 128, 8, 1), 256: (16, 16, 8, 1)},
     ),
-    "channel": _table("bwd_kv", "decay a channel", BY_CHANNEL, {64: (16, 64, 8, 1)}),
+    "channel": _table(
+        "bwd_kv", "decay a channel", BY_CHANNEL,
+        {32: (16, 16, 4, 1), 64: (16, 64, 8, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
+        {32: (16, 16, 4, 1), 64: (16, 64, 8, 1), 256: (16, 32, 8, 1)},
+    ),
 }  # fmt: skip
 
 
