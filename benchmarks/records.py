@@ -61,8 +61,8 @@ def environment(device: "torch.device", seed: int) -> dict:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "triton": _version("triton"),
-            "subquad": _version("subquad"),
+            "triton": version_of("triton"),
+            "subquad": version_of("subquad"),
         },
         "commit": _commit(root),
         "seed": seed,
@@ -104,7 +104,8 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version of a distribution, None without one."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -90,6 +90,13 @@ class Session:
             result = call()
         return result, Captured(tuple(self._launches), tuple(self._helpers))
 
+    def aside(self, call: Callable) -> list[Launch]:
+        """What `call` launches, for a look: it is not recorded."""
+        before = len(self._launches)
+        call()
+        found, self._launches = self._launches[before:], self._launches[:before]
+        return found
+
     def forget_log(self) -> None:
         """What the assembler said belongs to the kernel that was compiled just before, or to none."""
         self.log.seek(0)
