@@ -20,7 +20,7 @@ HEAD_LINE = json.dumps({"peers": {"fla-core": None}, "environment": {"versions":
 LIBRARY = """
 import torch, triton, triton.language as tl
 assert torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-CONFIGS = [triton.Config(dict(BLOCK=BLOCK), num_warps=w) for BLOCK, w in ((16384, 1), (1024, 4), (512, 1), (256, 1))]
+CONFIGS = [triton.Config(dict(BLOCK=BLOCK), num_warps=w) for BLOCK, w in ((16384, 1), (1024, 4), (512, 1), (256, 2))]
 
 @triton.autotune(configs=CONFIGS, key=["n"])
 @triton.jit
