@@ -22,7 +22,7 @@ HOW = {"num_warps": (4, 8), "num_stages": (1, 2, 3)}
 FORWARD_FROM_SHARED: Rows = {64: (128, 128, 8, 2), 128: (128, 64, 8, 2)}
 FORWARD = _table(
     "causal_attention_fwd_kernel", {"BLOCK_M": BLOCKS, "BLOCK_N": BLOCKS} | HOW, FORWARD_FLOAT32,
-    cuda={64: (128, 32, 4, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 1)}, sm_90=FORWARD_FROM_SHARED,
+    cuda={64: (128, 32, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 1)}, sm_90=FORWARD_FROM_SHARED,
     sm_100=FORWARD_FROM_SHARED, hip={64: (128, 64, 4, 2), 128: (128, 32, 4, 2), 256: (128, 32, 8, 1)},
 )  # fmt: skip
 # BLOCK: queries or keys of a program; it walks over BLOCK_M queries or BLOCK_N keys at a time. Two accumulators of a

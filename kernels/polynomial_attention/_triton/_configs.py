@@ -22,6 +22,7 @@ BWD_WALK = ConfigTable(
     | {(maker, "half", 256): dict(BLOCK_T=16, BLOCK_I=2, num_warps=8, num_stages=1) for maker in MAKERS}
     | {(maker, "float32", 64): dict(BLOCK_T=16, BLOCK_I=4, **FLOAT32) for maker in MAKERS}
     | {(maker, "float32", 256): dict(BLOCK_T=16, BLOCK_I=2, **FLOAT32) for maker in MAKERS}
-    | {("sm_90", "half", 64): dict(BLOCK_T=16, BLOCK_I=8, num_warps=4, num_stages=1)},
+    | {("sm_90", "bfloat16", 32): dict(BLOCK_T=16, BLOCK_I=4, num_warps=4, num_stages=1)}
+    | {("sm_90", "bfloat16", 64): dict(BLOCK_T=16, BLOCK_I=8, num_warps=4, num_stages=1)},
     {"BLOCK_T": (16, 32, 64), "BLOCK_I": (2, 4, 8, 16)} | HOW,
 )

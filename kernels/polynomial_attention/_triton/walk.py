@@ -212,14 +212,14 @@ def polynomial_attention_bwd_walk_kernel(
         first_ptr += (sequence * H + h) * R * W
         if HAS_SQUARE:
             rows, exists, share = _places(offs_i, offs_k, K, FIRST_SQUARE, REVERSE)
-            place = first_ptr + flat(rows)[None, :] * W + offs_v[:, None]
+            offs = flat(rows)[None, :] * W + offs_v[:, None]
             mask = flat(exists)[None, :] & mask_v[:, None]
-            squares += flat(share)[None, :] * tl.load(place, mask=mask, other=0.0)
+            squares += flat(share)[None, :] * tl.load(first_ptr + offs, mask=mask, other=0.0)
             if NORMALIZE:
                 squares_last += all_share * tl.load(first_ptr + all_rows * W + V, mask=all_exist, other=0.0)
         if HAS_LINEAR:
-            place = first_ptr + (FIRST_LINEAR + offs_k)[None, :] * W + offs_v[:, None]
-            linear += tl.load(place, mask=(offs_k < K)[None, :] & mask_v[:, None], other=0.0)
+            offs = (FIRST_LINEAR + offs_k)[None, :] * W + offs_v[:, None]
+            linear += tl.load(first_ptr + offs, mask=(offs_k < K)[None, :] & mask_v[:, None], other=0.0)
             if NORMALIZE:
                 linear_last += tl.load(first_ptr + (FIRST_LINEAR + offs_k) * W + V, mask=offs_k < K, other=0.0)
         if HAS_ONE and NORMALIZE:
