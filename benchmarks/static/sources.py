@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib
+import json
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ CONFIGURATIONS = "_configs.py"
 
 def fingerprint(case: Case) -> str:
     """Of the sources of a case and of its sizes. A comment or a docstring does not change it."""
-    return _hash(f"{_hash_of_kernels(case.op)} {sorted(case.sizes.items())}")
+    return _hash(f"{_hash_of_kernels(case.op)} {json.dumps(case.sizes, sort_keys=True)}")
 
 
 @cache

@@ -142,6 +142,8 @@ def test_fingerprint_is_of_code_and_sizes():
     assert sources.fingerprint(CASE) == sources.fingerprint(replace(CASE, label="other"))
     assert sources.fingerprint(CASE) != sources.fingerprint(replace(CASE, sizes={"b": 5}))
     assert sources.fingerprint(CASE) != sources.fingerprint(replace(CASE, op="long_conv"))
+    as_sent = json.loads(json.dumps(asdict(replace(CASE, sizes={"starts": (0, 16)}))))  # to the process that compiles
+    assert sources.fingerprint(Case(**as_sent)) == sources.fingerprint(replace(CASE, sizes={"starts": (0, 16)}))
     names = {path.name for path in sources.kernel_sources("short_conv")}
     assert names >= {"_triton.py", "_configs.py", "_target.py"} and "_torch.py" not in names
 
