@@ -23,7 +23,7 @@ from .profile.calls import Call, Subject, make_call
 from .profile.capture import Session, pretend
 from .profile.foreign import CONFIGS_TRIED, foreign_code
 from .profile.model import PassModel, model_pass
-from .profile.targets import GPUS
+from .profile.targets import GPUS, find_gpu
 
 RESULTS = Path(__file__).parent / "results"
 RECORD, TABLE = "peer_kernels.jsonl", "peer_kernels.md"
@@ -91,8 +91,11 @@ def main(targets: Sequence[str] = TARGETS, dims: Sequence[int] = DIMS, folder: P
     """Capture everything and write both files. A run that was stopped goes on where it was.
 
     Raises:
-        ValueError: a process whose kernels Triton interprets.
+        ValueError: a target that is unknown or not NVIDIA's, or a process whose kernels Triton interprets.
     """
+    for target in targets:
+        if not find_gpu(target).compiled_for.startswith("cuda"):
+            raise ValueError(f"peer_kernels: peers are told of an NVIDIA GPU; expected such a target, got {target!r}")
     if _dispatch.INTERPRET:
         raise ValueError("peer_kernels: TRITON_INTERPRET=1 turns the compiler off; unset it")
     parts = [

@@ -102,6 +102,13 @@ def test_the_interpreter_cannot_compile(tmp_path):
         peer_kernels.main(folder=tmp_path)
 
 
+@pytest.mark.parametrize("target, message", [("mi300", "expected such a target, got 'mi300'"), ("h101", "h101")])
+def test_a_target_that_peers_do_not_run_on_is_refused(target, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        peer_kernels.main([target], folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     half = tmp_path / "half"
     half.write_text(f"{HEAD_LINE}\n[1]\n[2]\n[3")
