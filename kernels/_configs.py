@@ -34,6 +34,12 @@ class Asked:
     def __str__(self) -> str:
         return f"{self.name}, {str(self.dtype).removeprefix('torch.')}, {self.width}"
 
+    @classmethod
+    def read(cls, text: str) -> "Asked":
+        """From what `str` gave."""
+        name, dtype, width = text.rsplit(", ", 2)
+        return cls(name, getattr(torch, dtype), int(width))
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -51,6 +57,9 @@ class Tuned:
     triton: str
 
 
+TABLES: dict[str, "ConfigTable"] = {}  # by name, those of the kernels that have been imported
+
+
 class ConfigTable:
     """The configurations of one kernel.
 
@@ -64,6 +73,7 @@ class ConfigTable:
     def __init__(self, name: str, rows: Mapping[Row, Config], choices: Mapping[str, tuple[int, ...]]):
         self.name, self.rows, self.choices = name, rows, choices
         self._found: dict[tuple, Config] = {}
+        TABLES[name] = self
 
     def pick(self, dtype: torch.dtype, width: int) -> Config:
         """The configuration for this GPU: what is forced, else what was tuned here, else the table's."""

@@ -5,6 +5,7 @@ from functools import cache
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
 from triton.backends.driver import GPUDriver
 
 # Compute capabilities that compile and fit alike. Others (8.6, 8.9, 12.0) have less shared memory: they are "cuda".
@@ -16,9 +17,11 @@ ENOUGH = 0.4  # programs for each multiprocessor
 
 def architecture() -> str:
     """The family of the GPU, e.g. "sm_90" or "gfx942"; "cuda" or "hip" if it has none; or INTERPRETER."""
-    if not _has_target():
-        return INTERPRETER
-    target = _target()
+    return family_of(_target()) if _has_target() else INTERPRETER
+
+
+def family_of(target: GPUTarget) -> str:
+    """What `architecture` is on a GPU that Triton calls this."""
     if target.backend == "cuda":
         return FAMILIES.get(target.arch, "cuda")
     return "gfx942" if target.arch in ("gfx942", "gfx950") else "hip"
@@ -69,5 +72,5 @@ def _name_of(device: int) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def _target():
+def _target() -> GPUTarget:
     return triton.runtime.driver.active.get_current_target()

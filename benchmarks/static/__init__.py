@@ -11,8 +11,8 @@ from rich.table import Table
 from subquad.kernels import OPS, _dispatch
 
 from ..profile.targets import GPUS
-from .budget import RESULTS, SUMMARY_HEAD, TABLE, is_fresh, load, store, summary
-from .cases import FAST_TARGET, cases_of, fast_cases
+from .budget import RESULTS, SUMMARY_HEAD, TABLE, load, store, summary, without_current
+from .cases import FAST_TARGET, cases_of, dtypes_of, fast_cases
 from .compiling import Part, compile_parts
 from .rows import Row, violations
 from .tritons import NEWEST, Triton, find_triton, installed
@@ -37,8 +37,8 @@ def run_static(
     Args:
         ops, targets: names from OPS and GPUS.
         triton: a version, or a folder that holds Triton; the installed one and NEWEST if None.
-        update: store what is found as the new budget, each op and target when it is done; what is stored already and
-            was made of the same sources by the same Triton is not compiled again.
+        update: store what is found as the new budget, each part when it is done; what is stored already and was made
+            of the same sources, with the same configurations, by the same Triton is not compiled again.
         fast: one call of each op, for one target with the installed Triton.
         folder: of the budget.
 
@@ -62,15 +62,14 @@ def run_static(
         parts = [Part(case.op, FAST_TARGET, installed(), (case,)) for case in fast_cases() if case.op in ops]
     else:
         parts = _parts(ops, targets, _tritons(triton))
-    waiting = parts
-    if update:
-        waiting = [part for part in parts if not is_fresh(stored, part.op, part.target, part.triton.version)]
+    waiting = [part for part in (without_current(x, stored) for x in parts) if part.cases] if update else parts
     console = Console()
     found = _compile(console, waiting, folder if update else None)
     if update:
         chosen = {(part.op, part.target, part.triton.version) for part in parts}
         found = stored = [row for row in load(folder) if (row.op, row.target, row.triton) in chosen]
-        console.print(f"{len(parts) - len(waiting)} of {len(parts)} parts were stored already", highlight=False)
+        wanted, missing = (sum(len(part.cases) for part in some) for some in (parts, waiting))
+        console.print(f"{wanted - missing} of {wanted} calls were stored already", highlight=False)
     return _report(console, found, stored, folder / TABLE if update else None)
 
 
@@ -82,8 +81,9 @@ def _tritons(name: str | None) -> list[Triton]:
 
 def _parts(ops: Sequence[str], targets: Sequence[str], tritons: list[Triton]) -> list[Part]:
     return [
-        Part(op, target, triton, tuple(cases_of(op, target))) for triton in tritons for op in ops for target in targets
-    ]
+        Part(op, target, triton, tuple(case for case in cases_of(op, target) if case.dtype == dtype))
+        for triton in tritons for op in ops for target in targets for dtype in dtypes_of(target)
+    ]  # fmt: skip
 
 
 def _compile(console: Console, parts: list[Part], folder: Path | None) -> list[Row]:

@@ -3,15 +3,16 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from subquad.kernels import OPS
 
 from ..profile.targets import GPUS
-from .cases import WIDTH_MEANS, cases_of
+from .cases import WIDTH_MEANS, Case, cases_of
+from .compiling import Part
 from .rows import TRAFFIC_TOLERANCE, Row
-from .sources import fingerprint
+from .sources import is_current
 
 RESULTS = Path(__file__).parent.parent / "results"
 SOURCE, TABLE = "compiled_kernels.jsonl", "compiled_kernels.md"
@@ -47,13 +48,13 @@ def load(folder: Path = RESULTS) -> list[Row]:
 
 
 def store(rows: Iterable[Row], folder: Path = RESULTS) -> None:
-    """Put rows in the place of those of the same op, target and Triton, and write both files anew.
+    """Put rows in the place of those of the same calls, drop what is no case any more, and write both files anew.
 
     The file with the rows is replaced in one step: a kill leaves the old or the new one.
     """
     rows = list(rows)
-    parts = {(row.op, row.target, row.triton) for row in rows}
-    everything = rows + [row for row in load(folder) if (row.op, row.target, row.triton) not in parts]
+    found = {row.key for row in rows}
+    everything = rows + [row for row in load(folder) if row.key not in found and case_of(row) is not None]
     everything.sort(key=_place)
     folder.mkdir(exist_ok=True)
     half = folder / f"{SOURCE}.half"
@@ -62,13 +63,21 @@ def store(rows: Iterable[Row], folder: Path = RESULTS) -> None:
     (folder / TABLE).write_text("\n".join(_document(everything)))
 
 
-def is_fresh(rows: Iterable[Row], op: str, target: str, triton: str) -> bool:
-    """Whether `rows` hold all that would be stored, made of the same sources."""
-    stored = {row.key: row.source for row in rows if (row.op, row.target, row.triton) == (op, target, triton)}
-    wanted = {
-        (op, case.label, case.width, case.dtype, target, triton): fingerprint(case) for case in cases_of(op, target)
-    }
-    return stored == wanted
+def case_of(row: Row) -> Case | None:
+    """What the row was compiled from; None if it is compiled no more."""
+    same = (x for x in cases_of(row.op, row.target) if (x.label, x.width, x.dtype) == (row.case, row.width, row.dtype))
+    return next(same, None)
+
+
+def without_current(part: Part, stored: Iterable[Row]) -> Part:
+    """The part with those of its cases for which nothing is stored, or something made of other sources."""
+    rows = {row.key: row for row in stored}
+
+    def is_stored(case: Case) -> bool:
+        row = rows.get((case.op, case.label, case.width, case.dtype, part.target, part.triton.version))
+        return row is not None and is_current(row, case)
+
+    return replace(part, cases=tuple(case for case in part.cases if not is_stored(case)))
 
 
 def summary(rows: Iterable[Row]) -> list[tuple[str, ...]]:

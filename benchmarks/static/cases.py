@@ -48,8 +48,7 @@ class Case:
 
 def cases_of(op: str, target: str) -> Iterator[Case]:
     """The calls of an op that are compiled for a target: forms of every width and dtype, then options."""
-    dtypes = ONLY_FORMS.get(target, DTYPES)
-    for dtype in dtypes:
+    for dtype in dtypes_of(target):
         for width in WIDTHS[op]:
             for label, sizes in _forms(op, width).items():
                 yield Case(op, label, width, dtype, sizes)
@@ -58,6 +57,10 @@ def cases_of(op: str, target: str) -> Iterator[Case]:
         for dtype in WITH_OPTIONS:
             for label, sizes in options.items():
                 yield Case(op, label, width, dtype, sizes)
+
+
+def dtypes_of(target: str) -> tuple[str, ...]:
+    return ONLY_FORMS.get(target, DTYPES)
 
 
 def fast_cases() -> list[Case]:

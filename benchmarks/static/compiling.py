@@ -27,7 +27,7 @@ main()
 
 @dataclass(frozen=True)
 class Part:
-    """What one process compiles: cases of an op for a target."""
+    """What one process compiles: cases of an op for a target, of one dtype."""
 
     op: str
     target: str
@@ -36,7 +36,7 @@ class Part:
 
     @property
     def label(self) -> str:
-        return f"{self.op} for {self.target}, Triton {self.triton.version}"
+        return f"{self.op} for {self.target}, {self.cases[0].dtype}, Triton {self.triton.version}"
 
 
 def compile_parts(parts: Sequence[Part], processes: int, on_part: Callable[[Part, list[Row]], None]) -> None:

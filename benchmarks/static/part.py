@@ -5,13 +5,14 @@ Triton takes this process for one with such a GPU, and nothing that it has compi
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import triton
 from triton.errors import TritonError
 
-from subquad.kernels import BackendError
+from subquad.kernels import BackendError, _target
+from subquad.kernels._configs import Asked, Config, ConfigTable, recorded
 
 from ..profile import record_passes
 from ..profile.calls import make_call
@@ -49,9 +50,9 @@ def compile_case(session: Session, case: Case, target: str) -> Row:
         asked.append(fn.name.rpartition(".")[2])
         return False  # Triton goes on
 
-    source = fingerprint(case)
+    row = Row(case.op, case.label, case.width, case.dtype, target, triton.__version__, fingerprint(case))
     try:
-        with triton.knobs.runtime.scope():
+        with recorded() as tables, triton.knobs.runtime.scope():
             triton.knobs.runtime.jit_cache_hook = note
             call = make_call(case.subject)
             record_passes(session, call)  # what is made once and kept is not part of a call
@@ -60,17 +61,20 @@ def compile_case(session: Session, case: Case, target: str) -> Row:
         session.forget_log()
         where = f"{asked[-1]}: " if asked else ""
         found = f"{where}{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
-        return Row(case.op, case.label, case.width, case.dtype, target, triton.__version__, source, error=found)
+        return replace(row, configs=configs_of(tables), error=found)
     gpu = GPUS[target]
     kernels = {launch.kernel.hash: launch for _, captured, _ in passes for launch in captured.launches}
     return row_of(
-        case,
-        target,
-        triton.__version__,
-        source,
+        replace(row, configs=configs_of(tables)),
         [(launch.name, read_needs(launch.kernel, launch.log, gpu)) for launch in kernels.values()],
         {name: traffic_ratio(captured, compulsory) for name, captured, compulsory in passes},
     )
+
+
+def configs_of(tables: dict[Asked, ConfigTable]) -> dict[str, Config]:
+    """How kernels that asked this were launched."""
+    architecture = _target.architecture()
+    return {str(asked): table.row(architecture, asked.dtype, asked.width) for asked, table in tables.items()}
 
 
 def traffic_ratio(captured: Captured, compulsory: int) -> float | None:

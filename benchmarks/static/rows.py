@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
+from subquad.kernels._configs import Config
+
 from ..profile.kernel_facts import Needs
 from ..profile.targets import GPUS
-from .cases import Case
 
 TRAFFIC_TOLERANCE = 0.01  # share by which traffic may be above its budget: one that is rounded is not exceeded
 # Tensor cores do not take float32 as it is: its products are unrolled into registers, and wide ones find too few. It is
@@ -25,6 +26,7 @@ class Row:
     """A call of an op, compiled for one target by one Triton: the worst of its kernels.
 
     source: fingerprint of what it was compiled from.
+    configs: how its kernels were launched, by what they asked their tables.
     traffic: by pass: bytes that cross device memory, of kernels and of PyTorch's own operations, over the compulsory
         ones; None where they depend on values in memory.
     hot_spill, loop_spill, spill: bytes of a thread, see `KernelFacts`.
@@ -41,6 +43,7 @@ class Row:
     target: str
     triton: str
     source: str
+    configs: dict[str, Config] = field(default_factory=dict)
     traffic: dict[str, float | None] = field(default_factory=dict)
     hot_spill: int = 0
     loop_spill: int = 0
@@ -64,15 +67,12 @@ class Row:
         return GPUS[self.target].block_shared_bytes
 
 
-def row_of(
-    case: Case, target: str, triton: str, source: str, kernels: Sequence[tuple[str, Needs]],
-    traffic: Mapping[str, float | None],
-) -> Row:  # fmt: skip
+def row_of(unread: Row, kernels: Sequence[tuple[str, Needs]], traffic: Mapping[str, float | None]) -> Row:
     """What is kept of a call whose kernels, by name, need and move this."""
-    row = Row(case.op, case.label, case.width, case.dtype, target, triton, source, traffic=dict(traffic))
     worst = {name: max(kernels, key=lambda pair, name=name: getattr(pair[1], name)) for name in NEEDS}
     return replace(
-        row,
+        unread,
+        traffic=dict(traffic),
         **{name: getattr(needs, name) for name, (_, needs) in worst.items()},
         worst={name: kernel for name, (kernel, needs) in worst.items() if getattr(needs, name)},
     )

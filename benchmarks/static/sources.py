@@ -1,4 +1,4 @@
-"""What a stored budget was made of, as a hash: the code of an op's kernels, of their configurations, and the call."""
+"""What a stored row was made of: the code of the op's kernels and the call, as a hash, and the configurations."""
 
 import ast
 import hashlib
@@ -8,15 +8,31 @@ from functools import cache
 from pathlib import Path
 
 import subquad.kernels
+from subquad.kernels import _target
+from subquad.kernels._configs import TABLES, Asked
 
+from .._without_device import TARGETS
+from ..profile.targets import GPUS
 from .cases import Case
+from .rows import Row
 
-CONFIGURATIONS = "_configs.py"
+CONFIGURATIONS = "_configs.py"  # tables; what a call took from them is compared instead
 
 
 def fingerprint(case: Case) -> str:
     """Of the sources of a case and of its sizes. A comment or a docstring does not change it."""
     return _hash(f"{_hash_of_kernels(case.op)} {json.dumps(case.sizes, sort_keys=True)}")
+
+
+def is_current(row: Row, case: Case) -> bool:
+    """Whether compiling the case for the row's target would begin from what the row was made of."""
+    importlib.import_module(f"subquad.kernels.{case.op}._triton")  # fills TABLES
+    architecture = _target.family_of(TARGETS[GPUS[row.target].compiled_for])
+    asked = {text: Asked.read(text) for text in row.configs}
+    return row.source == fingerprint(case) and all(
+        x.name in TABLES and TABLES[x.name].row(architecture, x.dtype, x.width) == row.configs[text]
+        for text, x in asked.items()
+    )
 
 
 @cache
@@ -25,11 +41,12 @@ def _hash_of_kernels(op: str) -> str:
 
 
 def kernel_sources(op: str) -> list[Path]:
-    """The op's Triton files, and of the files that all ops share those that import Triton or choose configurations."""
+    """The op's Triton files but its tables, and of the files that all ops share those that import Triton."""
     shared = Path(subquad.kernels.__file__).parent
     folder = Path(importlib.import_module(f"subquad.kernels.{op}").__file__).parent
     own = [path for path in sorted(folder.rglob("*.py")) if "_triton" in path.relative_to(folder).as_posix()]
-    return own + [path for path in sorted(shared.glob("*.py")) if path.name == CONFIGURATIONS or _imports_triton(path)]
+    used = own + [path for path in sorted(shared.glob("*.py")) if _imports_triton(path)]
+    return [path for path in used if path.name != CONFIGURATIONS]
 
 
 def _imports_triton(path: Path) -> bool:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from subquad import cli
 from subquad.benchmarks.profile.kernel_facts import Needs
@@ -17,10 +18,11 @@ from subquad.benchmarks.static.compiling import Part, compile_part
 from subquad.benchmarks.static.rows import Row, row_of, violations
 from subquad.benchmarks.static.tritons import Triton, find_triton
 from subquad.kernels import OPS
+from subquad.kernels._configs import TABLES
 
 CASE = Case("short_conv", "silu", 4, "bfloat16", {"b": 4})
 ROW = Row(
-    "short_conv", "silu", 4, "bfloat16", "h100", "3.7.1", "0", {"forward": 1.0, "backward": 1.5},
+    "short_conv", "silu", 4, "bfloat16", "h100", "3.7.1", "0", traffic={"forward": 1.0, "backward": 1.5},
     loop_spill=8, spill=24, shared=1024, registers=100, worst={"loop_spill": "k1", "spill": "k2", "shared": "k3"},
 )  # fmt: skip
 
@@ -66,7 +68,7 @@ def test_what_has_no_budget_fails_whatever_it_needs():
 
 def test_a_row_is_the_worst_of_its_kernels():
     kernels = [("fwd", Needs(64, 0, 2048)), ("bwd", Needs(255, 24, 1024, 8, 4)), ("sum", Needs(32, 0, 0))]
-    row = row_of(CASE, "h100", "3.7.1", "0", kernels, {"forward": 1.0})
+    row = row_of(ROW, kernels, {"forward": 1.0})
     assert (row.registers, row.spill, row.loop_spill, row.hot_spill, row.shared) == (255, 24, 8, 4, 2048)
     assert row.worst == dict.fromkeys(("registers", "spill", "loop_spill", "hot_spill"), "bwd") | {"shared": "fwd"}
 
@@ -90,10 +92,12 @@ def test_what_is_stored_is_whole_and_of_these_sources():
     stored = budget.load()
     assert {row.op for row in stored} == set(OPS)
     for op, target, triton in sorted({(row.op, row.target, row.triton) for row in stored}):
-        assert budget.is_fresh(stored, op, target, triton), (
-            f"the budget of {op} for {target}, Triton {triton}, is not of these sources; make it anew with "
-            f"`subquad check --static --update --ops {op}` and commit {budget.RESULTS}"
+        waiting = budget.without_current(Part(op, target, Triton(triton), tuple(cases_of(op, target))), stored)
+        assert not waiting.cases, (
+            f"the budget of {op} for {target}, Triton {triton}, is not of these sources in {len(waiting.cases)} calls; "
+            f"make it anew with `subquad check --static --update --ops {op}` and commit {budget.RESULTS}"
         )
+    assert not [row.label for row in stored if budget.case_of(row) is None]
 
 
 def test_one_call_of_each_op_is_compiled_and_within_its_budget():
@@ -104,14 +108,14 @@ def test_one_call_of_each_op_is_compiled_and_within_its_budget():
     assert f"0 violations in {len(OPS)} calls" in done.stdout
 
 
-def test_storing_replaces_the_same_op_target_and_triton_only(tmp_path):
-    others = [replace(ROW, op="long_conv"), replace(ROW, target="mi300"), replace(ROW, triton="3.9.0")]
-    budget.store([ROW, replace(ROW, case="decode"), *others], tmp_path)
+def test_storing_replaces_the_same_call_only_and_drops_what_is_no_case(tmp_path):
+    others = [replace(ROW, case="decode"), replace(ROW, target="mi300"), replace(ROW, triton="3.9.0")]
+    budget.store([ROW, replace(ROW, case="gone"), *others], tmp_path)
     budget.store([replace(ROW, registers=90)], tmp_path)
     rows = budget.load(tmp_path)
-    assert [(x.op, x.target, x.triton, x.registers) for x in rows] == [
-        ("short_conv", "h100", "3.7.1", 90), ("short_conv", "h100", "3.9.0", 100),
-        ("short_conv", "mi300", "3.7.1", 100), ("long_conv", "h100", "3.7.1", 100),
+    assert [(x.case, x.target, x.triton, x.registers) for x in rows] == [
+        ("decode", "h100", "3.7.1", 100), ("silu", "h100", "3.7.1", 90), ("silu", "h100", "3.9.0", 100),
+        ("silu", "mi300", "3.7.1", 100),
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == [budget.SOURCE, budget.TABLE]
 
@@ -127,15 +131,24 @@ def test_the_readable_table_shows_the_worst_of_both_tritons(tmp_path):
     assert "| short_conv | h100 | 4 | 1 | 1 | 3 | 30 | 1.0 | 1.10 | 1.50 |" in text
 
 
-def test_fresh_is_what_the_sources_would_store_again():
-    wanted = [
-        Row(x.op, x.label, x.width, x.dtype, "l40s", "3.7.1", sources.fingerprint(x))
-        for x in cases_of("short_conv", "l40s")
-    ]
-    assert budget.is_fresh(wanted, "short_conv", "l40s", "3.7.1")
-    assert not budget.is_fresh(wanted[1:], "short_conv", "l40s", "3.7.1")
-    assert not budget.is_fresh([*wanted[1:], replace(wanted[0], source="other")], "short_conv", "l40s", "3.7.1")
-    assert not budget.is_fresh(wanted, "short_conv", "l40s", "3.9.0")
+def test_current_is_what_would_be_compiled_from_the_same():
+    part = Part("short_conv", "l40s", Triton("3.7.1"), tuple(cases_of("short_conv", "l40s")))
+    asked = "short_conv_fwd_kernel, bfloat16, 4"
+    config = TABLES["short_conv_fwd_kernel"].row("cuda", torch.bfloat16, 4)
+    first, *others = (
+        Row(x.op, x.label, x.width, x.dtype, "l40s", "3.7.1", sources.fingerprint(x), configs={asked: config})
+        for x in part.cases
+    )
+
+    def waiting(*rows: Row, part: Part = part) -> int:
+        return len(budget.without_current(part, rows).cases)
+
+    assert waiting(first, *others) == 0
+    assert waiting(*others) == 1
+    assert waiting(replace(first, source="other"), *others) == 1
+    assert waiting(replace(first, configs={asked: config | {"num_warps": 16}}), *others) == 1
+    assert waiting(replace(first, configs={"no_kernel, bfloat16, 4": config}), *others) == 1
+    assert waiting(first, *others, part=replace(part, triton=Triton("3.9.0"))) == len(part.cases)
 
 
 def test_fingerprint_is_of_code_and_sizes():
@@ -145,7 +158,7 @@ def test_fingerprint_is_of_code_and_sizes():
     as_sent = json.loads(json.dumps(asdict(replace(CASE, sizes={"starts": (0, 16)}))))  # to the process that compiles
     assert sources.fingerprint(Case(**as_sent)) == sources.fingerprint(replace(CASE, sizes={"starts": (0, 16)}))
     names = {path.name for path in sources.kernel_sources("short_conv")}
-    assert names >= {"_triton.py", "_configs.py", "_target.py"} and "_torch.py" not in names
+    assert names >= {"_triton.py", "_target.py"} and not names & {"_torch.py", "_configs.py"}
 
 
 def test_comments_and_docstrings_are_no_code(tmp_path):
@@ -185,7 +198,9 @@ def test_a_dead_compiler_fails_one_call_and_the_others_go_on(monkeypatch):
 
 def test_a_compiler_that_does_not_start_ends_the_check(monkeypatch):
     monkeypatch.setattr(compiling, "PROGRAM", "raise SystemExit('no module')")
-    with pytest.raises(RuntimeError, match=r"short_conv for h100, Triton 3\.7\.1: the compiling process did not start"):
+    with pytest.raises(
+        RuntimeError, match=r"short_conv for h100, bfloat16, Triton 3\.7\.1: the compiling process did not start"
+    ):
         compile_part(Part("short_conv", "h100", Triton("3.7.1"), (CASE,)))
 
 
@@ -205,7 +220,8 @@ def test_updating_goes_on_where_it_was_stopped(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tritons, "installed", lambda: Triton("3.7.1"))
     assert run_static(targets=("a100",), update=True, **asked) == 0
     assert run_static(targets=("a100", "mi300"), update=True, **asked) == 0
-    assert compiled == ["a100", "mi300"] and "1 of 2 parts were stored already" in capsys.readouterr().out
+    assert compiled == ["a100"] * 3 + ["mi300"] * 3  # a part for each dtype
+    assert "18 of 36 calls were stored already" in capsys.readouterr().out
     assert {row.target for row in budget.load(tmp_path)} == {"a100", "mi300"}
     # and what is compared is not stored
     monkeypatch.setattr(compiling, "compile_part", lambda part: [replace(x, spill=99) for x in compile_it(part)])

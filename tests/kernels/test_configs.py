@@ -32,6 +32,11 @@ def table() -> ConfigTable:
     return ConfigTable("some_kernel", ROWS, {"BLOCK": (8, 16)})
 
 
+def test_what_is_asked_is_read_from_its_text():
+    asked = Asked("some_kernel, decay a head", torch.bfloat16, 64)
+    assert Asked.read(str(asked)) == asked
+
+
 def on(architecture: str, monkeypatch) -> None:
     monkeypatch.setattr(_target, "architecture", lambda: architecture)
 

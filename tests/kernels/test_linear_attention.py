@@ -10,7 +10,7 @@ from subquad.kernels import _target
 from subquad.kernels._configs import forced
 from subquad.kernels.feature_maps import FEATURE_MAPS
 from subquad.kernels.linear_attention import linear_attention
-from subquad.kernels.linear_attention._triton import _configs, backward
+from subquad.kernels.linear_attention._triton import _configs, _segments, backward
 
 from .contract import BACKENDS, DTYPES, assert_within_budget, call, cast, gradients, make_inputs, seeded
 
@@ -227,7 +227,7 @@ def test_bad_input_is_refused(change, message):
 
 def few_programs(multiprocessors: int, monkeypatch) -> None:
     """A GPU with so many multiprocessors."""
-    for module in (_target, _configs):
+    for module in (_target, _segments):
         monkeypatch.setattr(module, "multiprocessors", lambda: multiprocessors)
 
 
@@ -238,8 +238,8 @@ def few_programs(multiprocessors: int, monkeypatch) -> None:
 ], ids=str)  # fmt: skip
 def test_segments_side_by_side_give_what_one_walk_gives(options, monkeypatch):
     few_programs(1000, monkeypatch)
-    monkeypatch.setattr(_configs, "MIN_SEGMENT", 64)
-    assert _configs.segment_of(300, 1) == 128
+    monkeypatch.setattr(_segments, "MIN_SEGMENT", 64)
+    assert _segments.segment_of(300, 1) == 128
     assert_all_within_budget("triton", make(dict(b=1, t=300, h=1, k=16, v=12) | options, torch.float32))
 
 
@@ -272,7 +272,7 @@ def test_every_configuration_gives_the_same(kind, table, config):
 
 def test_long_spans_are_cut_at_anchors(monkeypatch):
     few_programs(132, monkeypatch)
-    assert _configs.segment_of(4096, 128) == 4096  # programs enough
-    assert _configs.segment_of(16384, 4) == 1024
-    assert _configs.segment_of(1 << 20, 26) % _configs.ANCHOR == 0
-    assert _configs.segment_of(1500, 1) == 1500  # too short to be cut
+    assert _segments.segment_of(4096, 128) == 4096  # programs enough
+    assert _segments.segment_of(16384, 4) == 1024
+    assert _segments.segment_of(1 << 20, 26) % _segments.ANCHOR == 0
+    assert _segments.segment_of(1500, 1) == 1500  # too short to be cut

@@ -1,17 +1,12 @@
-"""How the kernels of linear_attention are launched, and into how many segments time is cut.
+"""How the kernels of linear_attention are launched.
 
 BLOCK_T: tokens of a chunk. BLOCK: columns of a memory that a program owns; of BACKWARD_KV, that many or all it has, for
 with all of them one launch gives dk and dv together. Width is the wider of the two head dims.
 """
 
-import triton
 from torch import Tensor
 
 from ..._configs import ConfigTable
-from ..._target import fills, multiprocessors
-
-ANCHOR = 4096  # tokens between the places where the gradient of log_decay is known without adding it up
-MIN_SEGMENT = 1024  # tokens: shorter ones move too many memories
 
 CHOICES = {"BLOCK_T": (16, 32, 64, 128), "BLOCK": (16, 32, 64, 128), "num_warps": (2, 4, 8), "num_stages": (1, 2, 3)}
 Rows = dict[int, tuple[int, ...]]  # by width
@@ -78,16 +73,3 @@ def kind_of(log_decay: Tensor | None) -> str:
     if log_decay is None:
         return "none"
     return "head" if log_decay.ndim == 3 else "channel"
-
-
-def segment_of(t: int, programs: int) -> int:
-    """Tokens of a segment: all of them if that many programs, one for each block of columns, keep the GPU busy.
-
-    It is a multiple of every chunk, and of ANCHOR or below it.
-    """
-    segments = min(triton.cdiv(multiprocessors(), programs), t // MIN_SEGMENT)
-    if fills(programs) or segments < 2:
-        return t
-    size = triton.cdiv(t, segments)
-    unit = ANCHOR if size > ANCHOR else 128
-    return triton.cdiv(size, unit) * unit

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._configs import ANCHOR, BACKWARD_KV, BACKWARD_Q, kind_of, segment_of
+from ._configs import BACKWARD_KV, BACKWARD_Q, kind_of
 from ._levels import border_factor, late_and_early, weights_by_channel
+from ._segments import ANCHOR, segment_of
 from ._states import run_states
 from ._tiles import (
     carried,

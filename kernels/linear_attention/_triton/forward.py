@@ -5,8 +5,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import EPS
-from ._configs import FORWARD, kind_of, segment_of
+from ._configs import FORWARD, kind_of
 from ._levels import weights_by_channel
+from ._segments import segment_of
 from ._states import run_states
 from ._tiles import (
     carried,
