@@ -228,3 +228,10 @@ def configurations() -> list:
 def test_every_configuration_gives_the_same(table, config):
     with forced(table, config):
         assert_within_the_budget_of_the_reference(dict(b=1, t=70, h=1, k=13, v=40), torch.float16)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "wide-keys"])
+def test_parts_of_v_give_what_all_of_it_gives(name):
+    parts = dict(BLOCK_T=16, BLOCK_I=8, BLOCK_V=16, num_warps=4, num_stages=1)
+    with forced(BWD_WALK.name, parts):
+        assert_within_the_budget_of_the_reference(CASES[name] | dict(v=40), torch.float32)

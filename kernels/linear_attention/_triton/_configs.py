@@ -47,7 +47,7 @@ BACKWARD_Q = {
         "bwd_q", "no decay", WIDE, {128: (64, 32, 4, 1), 256: (16, 32, 4, 1)},
         {128: (64, 32, 4, 1), 256: (32, 32, 8, 1)},
     ),
-    "head": _table("bwd_q", "decay a head", FADING, {128: (32, 32, 4, 1), 256: (16, 32, 8, 1)}),
+    "head": _table("bwd_q", "decay a head", FADING, {128: (32, 64, 8, 1), 256: (16, 32, 8, 1)}),
     "channel": _table("bwd_q", "decay a channel", BY_CHANNEL, {64: (32, 32, 4, 1), 128: (32, 16, 4, 1)}),
 }  # fmt: skip
 BACKWARD_KV = {

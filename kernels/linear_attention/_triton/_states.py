@@ -12,7 +12,8 @@ from ._tiles import chunk_of, dot, fade, locate, power_of_two, rows, since_start
 @triton.jit
 def linear_attention_states_kernel(
     k_ptr, v_ptr, gate_ptr, den_ptr, dden_ptr, parts_ptr, totals_ptr, seqlens_ptr,
-    k_strides, v_strides, gate_strides, scale, T, H, K, V, COLUMNS, segment,
+    k_strides, v_strides, gate_strides, scale,
+    T, H, K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, segment,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BY_CHANNEL: tl.constexpr,
     NORMALIZE: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip

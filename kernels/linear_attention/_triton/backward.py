@@ -49,7 +49,7 @@ def anchors_before(seqlens_ptr, sequence, first, T, anchor):
 def linear_attention_bwd_q_kernel(
     q_ptr, k_ptr, v_ptr, gate_ptr, y_ptr, dy_ptr, den_ptr, dden_ptr, dq_ptr, flow_ptr, anchors_ptr,
     start_ptr, parts_ptr, totals_ptr, seqlens_ptr, q_strides, k_strides, v_strides, gate_strides, dy_strides,
-    scale, B, T, H, K, V, COLUMNS, segment, anchor,
+    scale, B, T, H, K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, segment, anchor,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, LEVELS: tl.constexpr, LAST: tl.constexpr,
     BY_CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -150,7 +150,7 @@ def linear_attention_bwd_kv_kernel(
     q_ptr, k_ptr, v_ptr, gate_ptr, dy_ptr, den_ptr, dden_ptr, flow_ptr, anchors_ptr, dk_ptr, dv_ptr, dgate_ptr,
     dend_ptr, parts_ptr, totals_ptr, dstart_ptr, seqlens_ptr,
     q_strides, k_strides, v_strides, gate_strides, dy_strides,
-    scale, B, T, H, K, V, COLUMNS, segment, anchor, flow_blocks,
+    scale, B, T, H, K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, segment, anchor, flow_blocks,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, LEVELS: tl.constexpr,
     GIVES_K: tl.constexpr, GIVES_V: tl.constexpr,
     BY_CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
@@ -193,7 +193,7 @@ def linear_attention_bwd_kv_kernel(
         span = begin + (spans - 1 - backward) * anchor
         span_end = tl.minimum(span + anchor, end)
         if FADES and GIVES_K:  # pairs that cross the end of the chunk at hand
-            crossing = tl.zeros((BLOCK_K,), tl.float32) if BY_CHANNEL else 0.0
+            crossing = tl.zeros((BLOCK_K if BY_CHANNEL else 1,), tl.float32)
         chunks = tl.cdiv(span_end - span, BLOCK_T)
         for step in range(chunks):
             start = span + (chunks - 1 - step) * BLOCK_T
@@ -223,7 +223,8 @@ def linear_attention_bwd_kv_kernel(
                     if NORMALIZE:
                         known = tl.load(anchors_ptr + slot * K * COLUMNS + offs_k * COLUMNS + V, mask=mask_k, other=0.0)
                         passing += known * ones
-                    crossing = (passing if BY_CHANNEL else tl.sum(passing, 0)) * total
+                    # of two axes: a sum of a sum that has one does not compile where the memory is a tensor core's own
+                    crossing = (passing if BY_CHANNEL else tl.sum(passing[:, None], 0)) * total
             if GIVES_K:
                 wanted = dot(v, tl.trans(dy))  # of pairs: how much more of them the loss wants
                 dk = read_memory(v, tl.trans(memory), PRECISION)

@@ -31,7 +31,8 @@ from ._tiles import (
 @triton.jit
 def linear_attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, gate_ptr, y_ptr, den_ptr, start_ptr, parts_ptr, totals_ptr, end_ptr, seqlens_ptr,
-    q_strides, k_strides, v_strides, gate_strides, scale, eps, T, H, K, V, COLUMNS, segment,
+    q_strides, k_strides, v_strides, gate_strides, scale, eps,
+    T, H, K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, segment,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, LEVELS: tl.constexpr,
     BY_CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip

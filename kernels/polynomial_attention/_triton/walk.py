@@ -170,12 +170,15 @@ def polynomial_attention_walk_kernel(
 @triton.jit
 def polynomial_attention_bwd_walk_kernel(
     x_ptr, z_ptr, u_ptr, w_ptr, y_ptr, factor_ptr, last_ptr, first_ptr, dx_ptr, after_ptr, cu_seqlens_ptr,
-    T, H, c0, c1, c2, x_strides, z_strides, u_strides, w_strides,
+    T, H, tokens, c0, c1, c2, x_strides, z_strides, u_strides, w_strides,
     K: tl.constexpr, V: tl.constexpr, R: tl.constexpr, W: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_V: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, HAS_ONE: tl.constexpr,
     HAS_LINEAR: tl.constexpr, HAS_SQUARE: tl.constexpr, NORMALIZE: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """One program gives dims i of dx, BLOCK_I of them: it owns the products x_i x_j, all j, of a head's state.
+
+    Of more than BLOCK_V columns of v it gives what its own add to dx: with other programs' of all `tokens`, dx is a sum
+    of parts. So are the gradients of the normalisers then, forward in time; REVERSE they are read, by the first part.
 
     Forward in time this is dq (x, z = q, k; u, w = dy, v), and it leaves the gradient of each token's normaliser at
     last_ptr; REVERSE, it is dk (x, z = k, q; u, w = v, dy), and leaves the column of the state's gradient that stands
@@ -184,10 +187,12 @@ def polynomial_attention_bwd_walk_kernel(
     I_BLOCKS: tl.constexpr = (K + BLOCK_I - 1) // BLOCK_I
     FIRST_LINEAR: tl.constexpr = HAS_ONE
     FIRST_SQUARE: tl.constexpr = HAS_ONE + HAS_LINEAR * K
-    block, h = tl.program_id(0) % I_BLOCKS, (tl.program_id(0) // I_BLOCKS % H).to(tl.int64)
-    sequence = (tl.program_id(0) // I_BLOCKS // H).to(tl.int64)
+    PARTS: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
+    block, part = tl.program_id(0) % I_BLOCKS, tl.program_id(0) // I_BLOCKS % PARTS
+    row_of_heads = tl.program_id(0) // (I_BLOCKS * PARTS)
+    h, sequence = (row_of_heads % H).to(tl.int64), (row_of_heads // H).to(tl.int64)
     row, begin, end = _span_of(sequence, T, cu_seqlens_ptr)
-    offs_t, offs_k, offs_v = tl.arange(0, BLOCK_T), tl.arange(0, GROUP), tl.arange(0, BLOCK_V)
+    offs_t, offs_k, offs_v = tl.arange(0, BLOCK_T), tl.arange(0, GROUP), part * BLOCK_V + tl.arange(0, BLOCK_V)
     offs_i, mask_v = block * BLOCK_I + tl.arange(0, BLOCK_I), offs_v < V
     x_ptr += row * x_strides[0] + h * x_strides[2]
     z_ptr += row * z_strides[0] + h * z_strides[2]
@@ -195,6 +200,11 @@ def polynomial_attention_bwd_walk_kernel(
     w_ptr += row * w_strides[0] + h * w_strides[2]
     factor_ptr += row * T * H + h
     last_ptr += row * T * H + h
+    before = part.to(tl.int64) * tokens * H  # in the arrays of parts
+    dx_ptr += before * K
+    if not REVERSE:
+        last_ptr += before
+    once = (part == 0).to(tl.float32)  # what does not depend on v is added by one program
     if REVERSE:
         write0, write1, write2 = c0, c1, c2
         read1, read2 = 1.0, 1.0
@@ -245,7 +255,7 @@ def polynomial_attention_bwd_walk_kernel(
         if NORMALIZE:
             if REVERSE:
                 dnormaliser = load_scalars(last_ptr, start, end, H, BLOCK_T)
-                dp += dnormaliser[None, :]
+                dp += once * dnormaliser[None, :]
             else:
                 place = y_ptr + ((row * T + start + offs_t) * H + h)[:, None] * V + offs_v[None, :]
                 y = tl.load(place, mask=mask_t[:, None] & mask_v[None, :], other=0.0)
@@ -266,7 +276,7 @@ def polynomial_attention_bwd_walk_kernel(
             of_last = read1 * linear_last[None, :]
             if HAS_SQUARE:
                 of_last += tl.dot(x.to(tl.float32), 2.0 * read2 * squares_last, input_precision=PRECISION)
-            dx += of_last if REVERSE else dnormaliser[:, None] * of_last
+            dx += once * of_last if REVERSE else dnormaliser[:, None] * of_last
             last = write2 * load_last(last_ptr, start, end, H, BLOCK_T, REVERSE)
             wide = z.to(tl.float32)
             if HAS_SQUARE:
@@ -288,12 +298,13 @@ def polynomial_attention_bwd_walk_kernel(
     if NORMALIZE and after_ptr is not None:
         after_ptr += (sequence * H + h) * R * W + V
         if HAS_SQUARE:
-            kept = (offs_k[:, None] <= offs_k[None, :]) & all_exist & (block == 0)
+            kept = (offs_k[:, None] <= offs_k[None, :]) & all_exist & (block == 0) & (part == 0)
             tl.store(after_ptr + all_rows * W, squares_last / all_share, mask=kept)
         if HAS_LINEAR:
-            tl.store(after_ptr + (FIRST_LINEAR + offs_k) * W, linear_last, mask=(offs_k < K) & (block == 0))
+            mask = (offs_k < K) & (block == 0) & (part == 0)
+            tl.store(after_ptr + (FIRST_LINEAR + offs_k) * W, linear_last, mask=mask)
         if HAS_ONE:
-            tl.store(after_ptr, one_last, mask=block == 0)
+            tl.store(after_ptr, one_last, mask=(block == 0) & (part == 0))
 
 
 class Walks:
@@ -332,15 +343,29 @@ class Walks:
         """dx; forward it fills `last`, the gradients of the normalisers, REVERSE the last column of `after`."""
         q, v = self.like
         config = BWD_WALK.pick(q.dtype, v.shape[3])
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        blocks = triton.cdiv(q.shape[3], config["BLOCK_I"])
-        polynomial_attention_bwd_walk_kernel[(self.n * self.h * blocks,)](
-            x, z, u, w, y, factor, last, first, dx, after, self.cu_seqlens, self.t, self.h, *self.polynomial,
-            x.stride()[:3], z.stride()[:3], u.stride()[:3], w.stride()[:3], REVERSE=reverse,
-            BLOCK_V=max(16, triton.next_power_of_2(v.shape[3])), **self.constants, **config,
+        config = config | {"BLOCK_V": _at_most(config["BLOCK_V"], v)}
+        parts, blocks = triton.cdiv(v.shape[3], config["BLOCK_V"]), triton.cdiv(q.shape[3], config["BLOCK_I"])
+        if parts == 1:
+            dx, lasts = torch.empty_like(x, memory_format=torch.contiguous_format), last
+        else:
+            dx = x.new_empty(parts, *x.shape, dtype=torch.float32)
+            lasts = last if reverse else last.new_empty(parts, *last.shape)
+        polynomial_attention_bwd_walk_kernel[(self.n * self.h * parts * blocks,)](
+            x, z, u, w, y, factor, lasts, first, dx, after, self.cu_seqlens, self.t, self.h, self.b * self.t,
+            *self.polynomial, x.stride()[:3], z.stride()[:3], u.stride()[:3], w.stride()[:3], REVERSE=reverse,
+            **self.constants, **config,
         )  # fmt: skip
+        if parts > 1:
+            dx = dx.sum(0).to(x.dtype)
+            if not reverse:
+                torch.sum(lasts, 0, out=last)
         return dx
 
 
 def _block_v(q: Tensor, v: Tensor) -> int:
-    return min(WALK.pick(q.dtype, v.shape[3])["BLOCK_V"], max(16, triton.next_power_of_2(v.shape[3])))
+    return _at_most(WALK.pick(q.dtype, v.shape[3])["BLOCK_V"], v)
+
+
+def _at_most(block: int, v: Tensor) -> int:
+    """A block of columns, not much wider than v."""
+    return min(block, max(16, triton.next_power_of_2(v.shape[3])))
