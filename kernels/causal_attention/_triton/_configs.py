@@ -23,7 +23,8 @@ FORWARD_FROM_SHARED: Rows = {64: (128, 128, 8, 2), 128: (128, 64, 8, 2)}
 FORWARD = _table(
     "causal_attention_fwd_kernel", {"BLOCK_M": BLOCKS, "BLOCK_N": BLOCKS} | HOW, FORWARD_FLOAT32,
     cuda={64: (128, 32, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 1)}, sm_90=FORWARD_FROM_SHARED,
-    sm_100=FORWARD_FROM_SHARED, hip={64: (128, 64, 4, 2), 128: (128, 32, 4, 2), 256: (128, 32, 8, 1)},
+    sm_100=FORWARD_FROM_SHARED | {64: (128, 64, 8, 2)},
+    hip={64: (128, 64, 4, 2), 128: (128, 32, 4, 2), 256: (128, 32, 8, 1)},
 )  # fmt: skip
 # BLOCK: queries or keys of a program; it walks over BLOCK_M queries or BLOCK_N keys at a time. Two accumulators of a
 # whole block of keys leave registers for narrow blocks of queries only.
@@ -31,5 +32,5 @@ FROM_SHARED: Rows = {64: (128, 64, 128, 8, 1), 128: (128, 32, 64, 8, 1)}
 FROM_REGISTERS: Rows = {64: (128, 32, 64, 8, 2), 128: (128, 16, 32, 8, 1), 256: (32, 32, 32, 8, 1)}
 BACKWARD = _table(
     "causal_attention_bwd_kernel", {"BLOCK": BLOCKS, "BLOCK_M": BLOCKS, "BLOCK_N": BLOCKS} | HOW, BACKWARD_FLOAT32,
-    cuda=FROM_REGISTERS, hip=FROM_REGISTERS, sm_90=FROM_SHARED, sm_100=FROM_SHARED,
+    cuda=FROM_REGISTERS, hip=FROM_REGISTERS | {256: (32, 32, 32, 4, 1)}, sm_90=FROM_SHARED, sm_100=FROM_SHARED,
 )  # fmt: skip

@@ -14,15 +14,27 @@ Rows = dict[int, tuple[int, ...]]  # by width
 FLOAT32: Rows = {256: (16, 16, 8, 1)}
 
 
-def _table(part: str, decay: str, half: Rows, from_shared: Rows, float16: Rows | None = None) -> ConfigTable:
-    """from_shared: on Hopper and later, whose products read operands from shared memory; float16: there, if others."""
-    families = {"cuda": half, "hip": half, "sm_90": from_shared, "sm_100": from_shared}
-    rows = {(family, "half", width): row for family, own in families.items() for width, row in own.items()}
-    rows |= {(family, "float16", width): row for family in families if family.startswith("sm_")
-             for width, row in (float16 or {}).items()}  # fmt: skip
+def _table(part: str, decay: str, half: Rows, **others: Rows) -> ConfigTable:
+    """half: for every GPU in half precision, but for the `others`: a family, or a family and "_float16"."""
+    four_warps = {width: (*tile, 4, num_stages) for width, (*tile, _, num_stages) in half.items()}  # of 64 threads
+    families = {"cuda": half, "hip": four_warps} | others
+    rows = {}
+    for name, own in families.items():
+        family, is_float16 = name.removesuffix("_float16"), name.endswith("_float16")
+        rows |= {(family, "float16" if is_float16 else "half", width): row for width, row in own.items()}
     rows |= {(maker, "float32", width): row for maker in ("cuda", "hip") for width, row in FLOAT32.items()}
     spelled = {row: dict(zip(CHOICES, sizes, strict=True)) for row, sizes in rows.items()}
     return ConfigTable(f"linear_attention_{part}_kernel, {decay}", spelled, CHOICES)
+
+
+def _from_shared(rows: Rows) -> dict[str, Rows]:
+    """For Hopper and later, whose products read operands from shared memory."""
+    return {"sm_90": rows, "sm_100": rows}
+
+
+def _float16(rows: Rows) -> dict[str, Rows]:
+    """There, for float16, whose memories are read as float32."""
+    return {"sm_90_float16": rows, "sm_100_float16": rows}
 
 
 # What spills nothing in a hot loop; of that, what moves least and then what keeps the multiprocessors busiest.
@@ -30,41 +42,47 @@ WIDE: Rows = {64: (64, 32, 4, 1), 128: (32, 32, 4, 1), 256: (32, 32, 8, 1)}
 FADING: Rows = {64: (32, 32, 4, 1), 128: (32, 32, 8, 1), 256: (32, 32, 8, 1)}
 BY_CHANNEL: Rows = {64: (16, 32, 4, 1), 128: (16, 32, 8, 1), 256: (16, 32, 8, 1)}
 STATES = {
-    "none": _table("states", "no decay", WIDE, {128: (64, 32, 4, 1)}),
-    "head": _table("states", "decay a head", WIDE, {128: (64, 32, 4, 1)}),
-    "channel": _table("states", "decay a channel", BY_CHANNEL, {64: (32, 32, 4, 1)}),
+    "none": _table("states", "no decay", WIDE, **_from_shared({128: (64, 32, 4, 1)})),
+    "head": _table("states", "decay a head", WIDE, **_from_shared({128: (64, 32, 4, 1)})),
+    "channel": _table("states", "decay a channel", BY_CHANNEL, **_from_shared({64: (32, 32, 4, 1)})),
 }
 FORWARD = {
     "none": _table(
-        "fwd", "no decay", WIDE, {128: (64, 32, 4, 1), 256: (16, 32, 4, 1)},
-        {64: (64, 32, 4, 1), 128: (32, 32, 4, 1), 256: (32, 32, 8, 1)},
+        "fwd", "no decay", WIDE, **_from_shared({128: (64, 32, 4, 1), 256: (16, 32, 4, 1)}),
+        **_float16({64: (64, 32, 4, 1), 128: (32, 32, 4, 1), 256: (32, 32, 8, 1)}),
     ),
-    "head": _table("fwd", "decay a head", FADING, {32: (64, 32, 4, 1)}),
-    "channel": _table("fwd", "decay a channel", BY_CHANNEL, {}, BY_CHANNEL | {256: (16, 16, 8, 1)}),
+    "head": _table(
+        "fwd", "decay a head", FADING, sm_90={32: (64, 32, 4, 1)},
+        sm_100=FADING | {32: (64, 32, 4, 1), 256: (16, 32, 8, 1)}, hip={128: (32, 32, 4, 1), 256: (16, 32, 4, 1)},
+    ),
+    "channel": _table("fwd", "decay a channel", BY_CHANNEL | {256: (16, 16, 8, 1)}),
 }  # fmt: skip
 BACKWARD_Q = {
     "none": _table(
-        "bwd_q", "no decay", WIDE, {128: (64, 32, 4, 1), 256: (16, 32, 4, 1)},
-        {128: (64, 32, 4, 1), 256: (32, 32, 8, 1)},
+        "bwd_q", "no decay", WIDE, **_from_shared({128: (64, 32, 4, 1), 256: (16, 32, 4, 1)}),
+        **_float16({128: (64, 32, 4, 1), 256: (32, 32, 8, 1)}),
     ),
-    "head": _table("bwd_q", "decay a head", FADING, {128: (32, 64, 8, 1), 256: (16, 32, 8, 1)}),
-    "channel": _table("bwd_q", "decay a channel", BY_CHANNEL, {64: (32, 32, 4, 1), 128: (32, 16, 4, 1)}),
+    "head": _table("bwd_q", "decay a head", FADING, **_from_shared({128: (32, 64, 8, 1), 256: (16, 32, 8, 1)})),
+    "channel": _table(
+        "bwd_q", "decay a channel", BY_CHANNEL, **_from_shared({64: (32, 32, 4, 1), 128: (32, 16, 4, 1)})
+    ),
 }  # fmt: skip
+BY_HEAD: Rows = {32: (16, 32, 4, 1), 64: (16, 64, 8, 1), 128: (16, 64, 8, 1), 256: (16, 32, 8, 1)}
 BACKWARD_KV = {
     "none": _table(
-        "bwd_kv", "no decay", WIDE | {64: (32, 64, 4, 1), 128: (16, 64, 8, 1)},
-        {64: (32, 64, 4, 1), 128: (16, 128, 8, 1), 256: (16, 64, 8, 1)},
-        {64: (16, 64, 8, 1), 128: (16, 128, 8, 1), 256: (32, 32, 8, 1)},
+        "bwd_kv", "no decay", WIDE | {64: (16, 64, 8, 1), 128: (16, 64, 8, 1)},
+        **_from_shared({64: (32, 64, 4, 1), 128: (16, 128, 8, 1), 256: (16, 64, 8, 1)}),
+        **_float16({64: (16, 64, 8, 1), 128: (16, 128, 8, 1), 256: (32, 32, 8, 1)}),
     ),
     "head": _table(
-        "bwd_kv", "decay a head", WIDE | {64: (16, 64, 8, 1), 128: (16, 64, 8, 1), 256: (16, 16, 8, 1)},
-        {32: (32, 64, 4, 1), 64: (16, 64, 8, 1), 128: (16, 128, 8, 1), 256: (16, 32, 8, 1)},
-        {32: (32, 64, 4, 1), 64: (16, 64, 8, 1), 128: (16, 128, 8, 1), 256: (16, 16, 8, 1)},
+        "bwd_kv", "decay a head", WIDE | BY_HEAD | {256: (16, 16, 8, 1)},
+        sm_90=BY_HEAD | {32: (32, 64, 4, 1), 128: (16, 128, 8, 1)}, sm_100=BY_HEAD,
+        **_float16(BY_HEAD | {256: (16, 16, 8, 1)}),
     ),
     "channel": _table(
         "bwd_kv", "decay a channel", BY_CHANNEL | {32: (16, 16, 4, 1), 256: (16, 16, 8, 1)},
-        {32: (16, 16, 4, 1), 64: (16, 64, 8, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
-        {32: (16, 16, 4, 1), 64: (16, 64, 8, 1), 256: (16, 32, 8, 1)},
+        **_from_shared({32: (16, 16, 4, 1), 64: (16, 64, 8, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)}),
+        **_float16({16: (16, 16, 2, 1), 32: (16, 16, 4, 1), 64: (16, 64, 8, 1), 256: (16, 32, 8, 1)}),
     ),
 }  # fmt: skip
 

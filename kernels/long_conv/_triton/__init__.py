@@ -21,7 +21,7 @@ from torch import Tensor
 from ..._autograd import differentiable
 from ..._target import knows_tf32
 from .. import SHAPES
-from ._configs import BACKWARD, FORWARD, TAPS
+from ._configs import BACKWARD, FORWARD, SEVERAL, TAPS
 from ._fourier import FACTORS, dft_tables
 from ._kernels import long_conv_bwd_filter_kernel, long_conv_bwd_kernel, long_conv_fwd_kernel, long_conv_taps_kernel
 
@@ -38,6 +38,11 @@ class Plan:
     num_taps: int
     num_blocks: int
     num_windows: int
+
+    @property
+    def width(self) -> int:
+        """What launches are chosen by."""
+        return self.length if self.num_blocks == 1 else SEVERAL
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -92,9 +97,9 @@ def _forward(
     tables, factors = _transforms(plan, x)
     long_conv_taps_kernel[(d * plan.num_windows,)](
         filter, None if skip is None else skip.contiguous(), taps, scales, tables,
-        *filter.stride(), plan.num_taps, plan.num_windows, **factors, **TAPS.pick(x.dtype, plan.length),
+        *filter.stride(), plan.num_taps, plan.num_windows, **factors, **TAPS.pick(x.dtype, plan.width),
     )  # fmt: skip
-    config = FORWARD.pick(x.dtype, plan.length)
+    config = FORWARD.pick(x.dtype, plan.width)
     neighbours = max(1, LINE // (config["CHANNELS"] * x.element_size()))
     programs = b * _ceil_div(d, config["CHANNELS"] * neighbours) * neighbours
     long_conv_fwd_kernel[(programs,)](
@@ -120,7 +125,7 @@ def _backward(
         None if like is None else torch.empty_like(like, memory_format=torch.contiguous_format)
         for like in (x, pre_gate, post_gate, filter, skip)
     )
-    config = BACKWARD.pick(x.dtype, plan.length)
+    config = BACKWARD.pick(x.dtype, plan.width)
     groups = _ceil_div(d, config["CHANNELS"])
     num_splits = min(b, max(1, BUSY_PROGRAMS // groups))
     sums = x.new_empty(num_splits, d, plan.num_windows, 2, plan.length, dtype=torch.float32)
@@ -133,7 +138,7 @@ def _backward(
     num_taps = filter.shape[1]
     long_conv_bwd_filter_kernel[(d * _ceil_div(num_taps, plan.length),)](
         sums, dfilter, dskip, tables, t, d, num_taps, plan.num_windows, num_splits,
-        **factors, **TAPS.pick(x.dtype, plan.length),
+        **factors, **TAPS.pick(x.dtype, plan.width),
     )  # fmt: skip
     return [dx, dfilter, dskip, dpre, dpost]
 
