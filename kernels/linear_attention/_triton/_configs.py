@@ -76,7 +76,7 @@ BACKWARD_KV = {
     ),
     "head": _table(
         "bwd_kv", "decay a head", WIDE | BY_HEAD | {256: (16, 16, 8, 1)},
-        sm_90=BY_HEAD | {32: (32, 64, 4, 1), 128: (16, 128, 8, 1)}, sm_100=BY_HEAD,
+        **_from_shared(BY_HEAD | {32: (32, 64, 4, 1)}),
         **_float16(BY_HEAD | {256: (16, 16, 8, 1)}),
     ),
     "channel": _table(

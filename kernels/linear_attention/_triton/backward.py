@@ -84,7 +84,7 @@ def linear_attention_bwd_q_kernel(
     for span in range(begin, end, anchor):
         span_end = tl.minimum(span + anchor, end)
         for start in range(span, span_end, BLOCK_T):
-            if gate_ptr is not None:  # noqa: SIM102, for it is known when compiling
+            if anchors_ptr is not None:  # noqa: SIM102, for it is known when compiling
                 if start == span + (span_end - 1 - span) // LAST * LAST:
                     slot = (anchors_before(seqlens_ptr, sequence, first, T, anchor) + span // anchor) * H + head
                     tl.store(anchors_ptr + slot * K * COLUMNS + offs_memory, memory, mask=mask_memory)
@@ -146,26 +146,24 @@ def linear_attention_bwd_q_kernel(
 
 
 @triton.jit
-def linear_attention_bwd_kv_kernel(
+def _walk_back(
     q_ptr, k_ptr, v_ptr, gate_ptr, dy_ptr, den_ptr, dden_ptr, flow_ptr, anchors_ptr, dk_ptr, dv_ptr, dgate_ptr,
     dend_ptr, parts_ptr, totals_ptr, dstart_ptr, seqlens_ptr,
     q_strides, k_strides, v_strides, gate_strides, dy_strides,
     scale, B, T, H, K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, segment, anchor, flow_blocks,
+    block, head, sequence, row, first, length, index,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, LEVELS: tl.constexpr,
     GIVES_K: tl.constexpr, GIVES_V: tl.constexpr,
     BY_CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: a segment of a head, backward in time; the memory's gradient (BLOCK_K, BLOCK_V) stays in registers.
+    """A segment of a head, backward in time; the memory's gradient (BLOCK_K, BLOCK_V) stays in registers.
 
     It gives dk if BLOCK_V holds all values, with the gradients of log_decay and of the first memory, and dv if BLOCK_K
-    holds all keys: with both, q, k, v and dy are read once. Inside a chunk tiles are (key, query).
+    holds all keys. Inside a chunk tiles are (key, query).
     """
     FADES: tl.constexpr = gate_ptr is not None
-    blocks = tl.cdiv(V, BLOCK_V) if GIVES_V else tl.cdiv(K, BLOCK_K)
-    block, head, sequence, row, first, length, index = locate(seqlens_ptr, T, H, segment, blocks)
+    key_blocks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     begin = index * segment
-    if (begin >= length) & (index > 0):
-        return
     end = tl.minimum(begin + segment, length)
     offs_t, offs_k, offs_v = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     if GIVES_V:
@@ -216,15 +214,18 @@ def linear_attention_bwd_kv_kernel(
                     gate = tl.load(gate_rows, mask=mask_t, other=0.0)
                 coarse, fine, all_coarse, all_fine = fade(gate)
                 total = since_start(all_coarse, all_fine)
-                if GIVES_K and step == 0:
-                    slot = (anchors_before(seqlens_ptr, sequence, first, T, anchor) + span // anchor) * H + head
-                    known = tl.load(anchors_ptr + slot * K * COLUMNS + offs_memory, mask=mask_memory, other=0.0)
-                    passing = tl.sum(known * memory, 1)  # (BLOCK_K,)
-                    if NORMALIZE:
-                        known = tl.load(anchors_ptr + slot * K * COLUMNS + offs_k * COLUMNS + V, mask=mask_k, other=0.0)
-                        passing += known * ones
-                    # of two axes: a sum of a sum that has one does not compile where the memory is a tensor core's own
-                    crossing = (passing if BY_CHANNEL else tl.sum(passing[:, None], 0)) * total
+                if GIVES_K and anchors_ptr is not None:  # noqa: SIM102, for it is known when compiling
+                    if step == 0:
+                        slot = (anchors_before(seqlens_ptr, sequence, first, T, anchor) + span // anchor) * H + head
+                        known = tl.load(anchors_ptr + slot * K * COLUMNS + offs_memory, mask=mask_memory, other=0.0)
+                        passing = tl.sum(known * memory, 1)  # (BLOCK_K,)
+                        if NORMALIZE:
+                            known = tl.load(
+                                anchors_ptr + slot * K * COLUMNS + offs_k * COLUMNS + V, mask=mask_k, other=0.0
+                            )
+                            passing += known * ones
+                        # a column: a sum over its only axis does not compile for memories of Blackwell's tensor cores
+                        crossing = (passing if BY_CHANNEL else tl.sum(passing[:, None], 0)) * total
             if GIVES_K:
                 wanted = dot(v, tl.trans(dy))  # of pairs: how much more of them the loss wants
                 dk = read_memory(v, tl.trans(memory), PRECISION)
@@ -280,7 +281,7 @@ def linear_attention_bwd_kv_kernel(
                         pairs = tl.where(offs_t[:, None] < offs_t[None, :], weights * wanted, 0.0)
                         beginning = tl.where(start + offs_t + 1 < length, tl.sum(k.to(tl.float32) * dk, 1), 0.0)
                         ending = tl.zeros((BLOCK_T,), tl.float32)
-                        for partial in range(block, flow_blocks, blocks):
+                        for partial in range(block, flow_blocks, key_blocks):
                             flow_rows = flow_ptr + (tl.cast(partial, tl.int64) * B * T * H + here) + offs_t * H
                             ending += tl.load(flow_rows, mask=mask_t, other=0.0)
                         crossing = tl.where(step == 0, crossing, crossing - tl.sum(beginning, 0))
@@ -315,6 +316,55 @@ def linear_attention_bwd_kv_kernel(
             tl.store(dstart_ptr + offs_k * COLUMNS + V, ones, mask=mask_k)
 
 
+@triton.jit
+def linear_attention_bwd_kv_kernel(
+    q_ptr, k_ptr, v_ptr, gate_ptr, dy_ptr, den_ptr, dden_ptr, flow_ptr, anchors_ptr, dk_ptr, dv_ptr, dgate_ptr,
+    dend_ptr, parts_ptr, totals_ptr, dstart_ptr, seqlens_ptr,
+    q_strides, k_strides, v_strides, gate_strides, dy_strides,
+    scale, B, T, H, K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, segment, anchor, flow_blocks,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, ALL_K: tl.constexpr, ALL_V: tl.constexpr,
+    LEVELS: tl.constexpr, BY_CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of a segment of a head one program gives dk and dv if the memory fits into one block, (ALL_K, ALL_V).
+
+    Else each program gives a block of dk or of dv. They stand side by side, so that what they share, q, k, v and dy,
+    comes once from device memory and then from the cache.
+    """
+    WHOLE: tl.constexpr = BLOCK_K == ALL_K and BLOCK_V == ALL_V
+    key_blocks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    blocks: tl.constexpr = 1 if WHOLE else key_blocks + (V + BLOCK_V - 1) // BLOCK_V
+    block, head, sequence, row, first, length, index = locate(seqlens_ptr, T, H, segment, blocks)
+    if (index * segment >= length) & (index > 0):
+        return
+    if WHOLE:
+        _walk_back(
+            q_ptr, k_ptr, v_ptr, gate_ptr, dy_ptr, den_ptr, dden_ptr, flow_ptr, anchors_ptr, dk_ptr, dv_ptr, dgate_ptr,
+            dend_ptr, parts_ptr, totals_ptr, dstart_ptr, seqlens_ptr,
+            q_strides, k_strides, v_strides, gate_strides, dy_strides,
+            scale, B, T, H, K, V, COLUMNS, segment, anchor, flow_blocks,
+            block, head, sequence, row, first, length, index,
+            BLOCK_T, ALL_K, ALL_V, LEVELS, True, True, BY_CHANNEL, NORMALIZE, PRECISION,
+        )  # fmt: skip
+    elif block < key_blocks:
+        _walk_back(
+            q_ptr, k_ptr, v_ptr, gate_ptr, dy_ptr, den_ptr, dden_ptr, flow_ptr, anchors_ptr, dk_ptr, dv_ptr, dgate_ptr,
+            dend_ptr, parts_ptr, totals_ptr, dstart_ptr, seqlens_ptr,
+            q_strides, k_strides, v_strides, gate_strides, dy_strides,
+            scale, B, T, H, K, V, COLUMNS, segment, anchor, flow_blocks,
+            block, head, sequence, row, first, length, index,
+            BLOCK_T, BLOCK_K, ALL_V, LEVELS, True, False, BY_CHANNEL, NORMALIZE, PRECISION,
+        )  # fmt: skip
+    else:
+        _walk_back(
+            q_ptr, k_ptr, v_ptr, gate_ptr, dy_ptr, den_ptr, dden_ptr, flow_ptr, anchors_ptr, dk_ptr, dv_ptr, dgate_ptr,
+            dend_ptr, parts_ptr, totals_ptr, dstart_ptr, seqlens_ptr,
+            q_strides, k_strides, v_strides, gate_strides, dy_strides,
+            scale, B, T, H, K, V, COLUMNS, segment, anchor, flow_blocks,
+            block - key_blocks, head, sequence, row, first, length, index,
+            BLOCK_T, ALL_K, BLOCK_V, LEVELS, False, True, BY_CHANNEL, NORMALIZE, PRECISION,
+        )  # fmt: skip
+
+
 def run_backward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
     y: Tensor, den: Tensor, dy: Tensor, dmemory: Tensor | None, scale: float, normalize: bool,
@@ -339,8 +389,9 @@ def run_backward(
     anchor = min(ANCHOR, segment)
     flow = anchors = None
     if log_decay is not None:
-        num_anchors = n * triton.cdiv(t, anchor) if cu_seqlens is None else t // anchor + n
         flow = q.new_empty((flow_blocks, b, t, h) if kind == "head" else (b, t, h, key), dtype=torch.float32)
+    if log_decay is not None and not (t <= anchor and dmemory is None):  # nothing crosses the end of an only span
+        num_anchors = n * triton.cdiv(t, anchor) if cu_seqlens is None else t // anchor + n
         anchors = q.new_empty(num_anchors, h, key, columns, dtype=torch.float32)
     parts, totals = run_states(k, v, log_decay, cu_seqlens, segment, columns)
     linear_attention_bwd_q_kernel[(n * triton.cdiv(t, segment) * h * flow_blocks,)](
@@ -350,32 +401,27 @@ def run_backward(
         LAST=chunk_kv, **common, **config,
     )  # fmt: skip
 
-    full_k, full_v = power_of_two(key), power_of_two(value)
-    is_whole = block >= max(full_k, full_v)
-    key_blocks = 1 if is_whole else triton.cdiv(key, min(block, full_k))
+    all_k, all_v = power_of_two(key), power_of_two(value)
+    block_k, block_v = min(block, all_k), min(block, all_v)
+    key_blocks = triton.cdiv(key, block_k)
+    blocks = 1 if (block_k, block_v) == (all_k, all_v) else key_blocks + triton.cdiv(value, block_v)
     dgates = None
     if kind == "head":
         dgates = q.new_empty(key_blocks, b, t, h, dtype=torch.float32)
     elif kind == "channel":
         dgates = q.new_empty(b, t, h, key, dtype=torch.float32)
-    # each: rows and columns of the memory that a program owns, and what it gives
-    walks = [(full_k, full_v, True, True)]
-    if not is_whole:
-        walks = [(min(block, full_k), full_v, True, False), (full_k, min(block, full_v), False, True)]
-    for rows_owned, columns_owned, gives_k, gives_v in walks:
-        blocks = triton.cdiv(value, columns_owned) if gives_v else key_blocks
-        if log_decay is None:  # else the places of the anchors hold the segments that they were made in
-            segment = segment_of(t, n * h * blocks)
-            anchor = min(ANCHOR, segment)
-        parts, totals = run_states(
-            q, dy, log_decay, cu_seqlens, segment, columns, scale=scale, den=den, dden=dden, reverse=True
-        )
-        linear_attention_bwd_kv_kernel[(n * triton.cdiv(t, segment) * h * blocks,)](
-            q, k, v, log_decay, dy, den, dden, flow, anchors, dk, dv, dgates, dmemory, parts, totals, dstate,
-            cu_seqlens, *strides_of(q, k, v, log_decay, dy), scale, b, t, h, key, value, columns, segment, anchor,
-            flow_blocks, BLOCK_T=chunk_kv, BLOCK_K=rows_owned, BLOCK_V=columns_owned, LEVELS=chunk_kv.bit_length() - 1,
-            GIVES_K=gives_k, GIVES_V=gives_v, **common, **config_kv,
-        )  # fmt: skip
+    if log_decay is None:  # else the places of the anchors hold the segments that they were made in
+        segment = segment_of(t, n * h * blocks)
+        anchor = min(ANCHOR, segment)
+    parts, totals = run_states(
+        q, dy, log_decay, cu_seqlens, segment, columns, scale=scale, den=den, dden=dden, reverse=True
+    )
+    linear_attention_bwd_kv_kernel[(n * triton.cdiv(t, segment) * h * blocks,)](
+        q, k, v, log_decay, dy, den, dden, flow, anchors, dk, dv, dgates, dmemory, parts, totals, dstate, cu_seqlens,
+        *strides_of(q, k, v, log_decay, dy), scale, b, t, h, key, value, columns, segment, anchor, flow_blocks,
+        BLOCK_T=chunk_kv, BLOCK_K=block_k, BLOCK_V=block_v, ALL_K=all_k, ALL_V=all_v,
+        LEVELS=chunk_kv.bit_length() - 1, **common, **config_kv,
+    )  # fmt: skip
     if kind == "head":
         dgates = dgates[0] if key_blocks == 1 else dgates.sum(0)
     return [dq, dk, dv, dgates, dstate]
