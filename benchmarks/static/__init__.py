@@ -31,8 +31,9 @@ def run_static(
 ) -> int:
     """Compile every call of `cases.py` for every target, and compare with the budget or, with `update`, store it.
 
-    Prints a summary and a line for each violation: an error, a spill in a hot loop (but of float32), shared memory
-    over the limit of the target, and whatever is above the stored budget. Nothing is run, so no GPU is needed.
+    Prints a summary and a line for each violation: an error, a spill in a hot loop that `rows.MAY_SPILL` does not
+    excuse, shared memory over the limit of the target, and whatever is above the stored budget. Nothing is run, so no
+    GPU is needed.
 
     Args:
         ops, targets: names from OPS and GPUS.

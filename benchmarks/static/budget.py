@@ -11,7 +11,7 @@ from subquad.kernels import OPS
 from ..profile.targets import GPUS
 from .cases import WIDTH_MEANS, Case, cases_of
 from .compiling import Part
-from .rows import TRAFFIC_TOLERANCE, Row
+from .rows import MAY_SPILL, TRAFFIC_TOLERANCE, Row
 from .sources import is_current
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -122,6 +122,9 @@ def _document(rows: list[Row]) -> Iterator[str]:
     spilling = sorted((row for row in rows if row.loop_spill), key=lambda row: (-row.hot_spill, -row.loop_spill))
     if spilling:
         yield "\n## What spills in a loop\n"
+        for what, why in MAY_SPILL:
+            yield f"- {', '.join(map(str, what.values()))} may spill in its hot loop: {why}."
+        yield ""
         yield from _table(
             ("call", "kernel", "hot loop", "all loops", "spill"),
             [(x.label, x.worst["loop_spill"], str(x.hot_spill), str(x.loop_spill), str(x.spill)) for x in spilling],
