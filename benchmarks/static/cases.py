@@ -26,7 +26,7 @@ HEADS = dict(b=4, t=4096, h=16)
 FEW_HEADS = dict(b=1, t=4096, h=4)  # do not fill a GPU by themselves: an op may split time then
 PACKED = dict(b=1, t=4096, h=16, num_seqs=4)
 OPTIONS_AT = 64  # head dim at which options are compiled
-WITH_OPTIONS = ("float32", "bfloat16")  # float16 is compiled as bfloat16 is but for the type
+OPTIONS_IN = "bfloat16"  # what an option changes it changes for every dtype
 ONLY_FORMS = {"l40s": ("bfloat16",)}  # the GPU of the fallback configurations: every width once
 FAST_TARGET, FAST_DTYPE = "h100", "bfloat16"
 
@@ -54,9 +54,8 @@ def cases_of(op: str, target: str) -> Iterator[Case]:
                 yield Case(op, label, width, dtype, sizes)
     if target not in ONLY_FORMS:
         width, options = _options(op)
-        for dtype in WITH_OPTIONS:
-            for label, sizes in options.items():
-                yield Case(op, label, width, dtype, sizes)
+        for label, sizes in options.items():
+            yield Case(op, label, width, OPTIONS_IN, sizes)
 
 
 def dtypes_of(target: str) -> tuple[str, ...]:
