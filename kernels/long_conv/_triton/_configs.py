@@ -34,11 +34,9 @@ LONG |= {("sm_100", kind, SEVERAL): _launch(2, num_warps=16) for kind in KINDS}
 
 CHOICES = {"CHANNELS": (1, 2, 4, 8), "num_warps": (4, 8, 16)}
 ALONE = {
+    ("cuda", "float16", 1024): _launch(1, num_warps=4),
     ("cuda", "float16", 4096): _launch(1),
     ("cuda", "float16", SEVERAL): _launch(2),
-    ("sm_90", "float16", 1024): _launch(1, num_warps=4),
-    ("sm_90", "float16", 4096): _launch(1),
-    ("sm_90", "float16", SEVERAL): _launch(2),
     ("sm_100", "half", 4096): _launch(1, num_warps=16),
 }
 FORWARD = ConfigTable("long_conv_fwd", SHORT | LONG | ALONE, CHOICES)

@@ -33,7 +33,7 @@ def _bwd_walk(block_i: int, block_v: int, num_warps: int) -> Config:
 BWD_WALK = ConfigTable(
     "polynomial_attention_bwd_walk_kernel",
     {
-        ("cuda", "half", 64): _bwd_walk(4, 64, 4),
+        ("cuda", "half", 64): _bwd_walk(2, 64, 4),
         ("cuda", "half", 256): _bwd_walk(2, 128, 8),
         ("cuda", "float32", 64): _bwd_walk(4, 64, 8),
         ("cuda", "float32", 256): _bwd_walk(2, 256, 8),
