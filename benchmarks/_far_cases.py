@@ -40,6 +40,10 @@ FAR_CASES: dict[str, dict[str, dict]] = {  # sizes of a row; "packed" rows lie b
         "far-tokens-packed": HEADS | dict(k=8, v=128, state=False, packed=True),
         "far-states": dict(t=1, h=4, k=8, v=128),
     },
+    "linear_recurrence": {
+        "far-rows": dict(t=32, d=512, state=False),
+        "far-tokens-packed": dict(t=32, d=512, state=False, packed=True),
+    },
     "short_conv": {
         "far-rows": dict(t=32, d=512, w=4, activation="silu", state=False),
         "far-tokens-packed": dict(t=32, d=512, w=4, activation="silu", state=False, packed=True),

@@ -48,6 +48,13 @@ GPU_CASES = {  # besides those of the ops, which are small: as many programs at 
         "many-heads": dict(b=1, t=2, h=MANY, k=4, v=8),
         "many-rows-decode": dict(b=MANY, t=1, h=1, k=4, v=8),
     },
+    "linear_recurrence": {
+        "busy": dict(b=4, t=200, d=8192),
+        "busy-few": dict(b=1, t=4000, d=64),
+        "many-rows": dict(b=MANY, t=2, d=4),
+        "many-channels": dict(b=1, t=2, d=128 * MANY),
+        "many-rows-decode": dict(b=MANY, t=1, d=4),
+    },
     "short_conv": {
         "busy": dict(b=4, t=200, d=512, w=4, activation="silu"),
         "many-rows": dict(b=MANY, t=2, d=4, w=3),

@@ -81,6 +81,7 @@ def subjects(dim: int) -> list[tuple[str, Subject]]:
         ("decay a head", "linear_attention", dict(square, decay="head")),
         ("decay a channel", "linear_attention", dict(square, decay="channel")),
         ("16 features", "polynomial_attention", dict(square, k=16)),
+        ("", "linear_recurrence", channels),
         ("width 4", "short_conv", dict(channels, w=4, activation="silu")),
         ("gated", "long_conv", dict(channels, l=4096)),
     ]

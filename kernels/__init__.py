@@ -2,6 +2,13 @@
 
 from ._dispatch import BackendError, explain
 
-OPS = ("causal_attention", "linear_attention", "polynomial_attention", "short_conv", "long_conv")
+OPS = (
+    "causal_attention",
+    "linear_attention",
+    "polynomial_attention",
+    "linear_recurrence",
+    "short_conv",
+    "long_conv",
+)
 
 __all__ = ["OPS", "BackendError", "explain"]

@@ -4,6 +4,7 @@ from subquad.kernels import OPS, BackendError, explain
 from subquad.kernels.causal_attention import causal_attention
 from subquad.kernels.levers import cpu_levers
 from subquad.kernels.linear_attention import linear_attention
+from subquad.kernels.linear_recurrence import linear_recurrence
 from subquad.kernels.long_conv import long_conv
 from subquad.kernels.polynomial_attention import polynomial_attention
 from subquad.kernels.short_conv import short_conv
@@ -19,6 +20,7 @@ __all__ = [
     "create",
     "explain",
     "linear_attention",
+    "linear_recurrence",
     "long_conv",
     "polynomial_attention",
     "short_conv",

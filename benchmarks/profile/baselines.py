@@ -215,6 +215,20 @@ def _polynomial_of(coefficients: tuple[float, ...]) -> Callable[[Inputs], str]:
     return refusal
 
 
+# Recurrences of channels.
+
+
+def _hgrn() -> Callable[..., Tensor]:
+    from fla.ops.hgrn import chunk_hgrn, fused_recurrent_hgrn
+
+    def run(x: Tensor, log_decay: Tensor, state=None) -> Tensor:
+        if state is not None or x.shape[1] == 1:
+            return fused_recurrent_hgrn(x, log_decay, initial_state=state, output_final_state=True)[0]
+        return chunk_hgrn(x, log_decay, output_final_state=True)[0]
+
+    return run
+
+
 # Convolutions. causal-conv1d takes (b, d, t) of any strides, so a view of our (b, t, d); PyTorch wants it contiguous.
 
 
@@ -320,6 +334,7 @@ BASELINES: dict[str, tuple[Baseline, ...]] = {
         _fla("fused_chunk_based", _based("fused_chunk_based"), _FROM_ZERO, _polynomial_of(BASED)),
         _fla("parallel_rebased", _rebased, _FROM_ZERO, _refuse(scale=None), _polynomial_of(REBASED)),
     ),
+    "linear_recurrence": (_fla("hgrn", _hgrn, _refuse(cu_seqlens=None)),),
     "short_conv": (
         Baseline(
             "causal-conv1d", _causal_conv1d, _refuse(cu_seqlens=None), lay_out=_state_channels_first,

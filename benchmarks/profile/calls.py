@@ -25,6 +25,7 @@ OP_SIZES: dict[str, Sizes] = {
     "causal_attention": HEADS,
     "linear_attention": HEADS,
     "polynomial_attention": HEADS | dict(k=16),
+    "linear_recurrence": dict(b=4, t=4096, d=1024),
     "short_conv": dict(b=4, t=4096, d=1024, w=4, activation="silu"),
     "long_conv": dict(b=4, t=4096, d=1024, l=4096),
 }

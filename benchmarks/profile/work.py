@@ -9,13 +9,15 @@ from subquad.kernels.polynomial_attention import num_features
 from .calls import Sizes, Subject, borders_of
 
 PASSES = ("forward", "backward")
+CHANNEL_WISE = ("linear_recurrence", "short_conv", "long_conv")  # which no matrix unit multiplies
 UNITS = {"float32": "tf32", "float16": "half", "bfloat16": "half"}  # the fastest that multiply numbers of this dtype
 
 METHOD = (
     "FLOP of a whole pass are those of the op's equation, a multiply and an add being two: attention by its visible "
     "pairs of a query and a key, five products backward for two forward; the linear family by the recurrence, two "
     "products of the state's size a token forward and five backward (the state computed again, dq, the state's "
-    "gradient, dk, dv); a short filter by its taps; a long one by real transforms of length n = 2t, 2.5 n log2 n each. "
+    "gradient, dk, dv); a recurrence of channels by one forward and two backward; a short filter by its taps; a long "
+    "one by real transforms of length n = 2t, 2.5 n log2 n each. "
     "Exponentials, decays, gates and masks are not counted.",
 )
 
@@ -25,7 +27,7 @@ def pass_flops(subject: Subject) -> dict[str, dict[str, int]] | None:
     if subject.is_mixer:
         return None
     counts = _COUNTS[subject.name](subject.sizes)
-    unit = "float" if subject.name in ("short_conv", "long_conv") else UNITS[subject.dtype]
+    unit = "float" if subject.name in CHANNEL_WISE else UNITS[subject.dtype]
     return {name: {unit: count} for name, count in zip(PASSES, counts, strict=True)}
 
 
@@ -62,6 +64,11 @@ def _recurrence(sizes: Sizes, rows: int, columns: int) -> tuple[int, int]:
     return 2 * product, 5 * product
 
 
+def _linear_recurrence(sizes: Sizes) -> tuple[int, int]:
+    product = 2 * sizes["b"] * sizes["t"] * sizes["d"]
+    return product, 2 * product
+
+
 def _short_conv(sizes: Sizes) -> tuple[int, int]:
     taps = 2 * sizes["b"] * sizes["t"] * sizes["d"] * sizes["w"]
     return taps, 2 * taps
@@ -83,6 +90,7 @@ _COUNTS: dict[str, Callable[[Sizes], tuple[int, int]]] = {
     "causal_attention": _attention,
     "linear_attention": _linear,
     "polynomial_attention": _polynomial,
+    "linear_recurrence": _linear_recurrence,
     "short_conv": _short_conv,
     "long_conv": _long_conv,
 }

@@ -11,6 +11,7 @@ WIDTH_MEANS = {
     "causal_attention": "head dim",
     "linear_attention": "head dim",
     "polynomial_attention": "head dim of v",
+    "linear_recurrence": "number of channels",
     "short_conv": "filter width",
     "long_conv": "length",
 }
@@ -19,6 +20,7 @@ WIDTHS = {
     "causal_attention": HEAD_DIMS,
     "linear_attention": HEAD_DIMS,
     "polynomial_attention": HEAD_DIMS,
+    "linear_recurrence": (1024,),
     "short_conv": (2, 3, 4, 8),
     "long_conv": (64, 1024, 4096, 16384),
 }
@@ -77,6 +79,8 @@ def _forms(op: str, width: int) -> dict[str, Sizes]:
             return {label: dict(square, decay=decay) for label, decay in kinds.items()}
         case "polynomial_attention":
             return {"keys of 16": dict(square, k=16)}
+        case "linear_recurrence":
+            return {"plain": dict(b=4, t=4096, d=8 * width), "few channels": dict(b=4, t=4096, d=width)}
         case "short_conv":
             return {"silu": dict(b=4, t=4096, d=1024, w=width, activation="silu")}
         case "long_conv":
@@ -112,6 +116,12 @@ def _options(op: str) -> tuple[int, dict[str, Sizes]]:
                 "rebased, keys of 64": dict(HEADS, **both, coefficients=(0.0, 0.0, 1.0)),
                 "state, packed": dict(PACKED, k=16, v=OPTIONS_AT, state=True),
                 "decode": dict(b=4, t=1, h=16, k=16, v=OPTIONS_AT, state=True),
+            }
+        case "linear_recurrence":
+            return 1024, {
+                "state": dict(b=4, t=4096, d=8192, state=True),
+                "packed": dict(b=1, t=16384, d=1024, num_seqs=4),
+                "decode": dict(b=4, t=1, d=1024, state=True),
             }
         case "short_conv":
             rows = dict(d=1024, w=4, activation="silu")

@@ -15,6 +15,16 @@ DTYPES = {  # Triton's interpreter computes wrongly in bfloat16; there it is cov
     "torch": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
     "triton": (torch.float32, torch.float16),
 }
+# Values of log_decay, each a kind of trouble: nothing fades, everything does at once, or both side by side.
+GATES = {
+    "zero": (0.0,),
+    "slow": (-1e-4,),
+    "one": (-1.0,),
+    "fast": (-20.0,),
+    "faster": (-100.0,),
+    "mixed": (0.0, -1e-4, -1.0, -20.0, -100.0),
+    "rare": (0.0,) * 30 + (-100.0,),
+}
 
 
 def room(op: str):
@@ -103,3 +113,19 @@ def assert_within_budget(actual: Tensor, exact: Tensor, rounded: Tensor, dtype: 
     """Within the rule of `subquad.kernels._budget`."""
     complaint = over_budget(actual, exact, rounded, torch.finfo(dtype).eps)
     assert complaint is None, f"{name}: {complaint}"
+
+
+def assert_all_within_budget(op: str, backend: str, low: dict) -> None:
+    """Results and gradients. Below the smallest normal float32 there is no relative precision to hold anyone to."""
+
+    def flushed(x: Tensor) -> Tensor:
+        return x.where(x.abs() >= torch.finfo(torch.float32).tiny, 0)
+
+    def found(backend: str, inputs: dict) -> dict[str, Tensor]:
+        results = dict(zip(("y", "state"), call(op, backend, inputs), strict=True))
+        return results | {f"d{name}": x for name, x in gradients(op, backend, inputs).items()}
+
+    dtype = next(x.dtype for x in low.values() if is_real(x))
+    exact, rounded = found("reference", cast(low, torch.float64)), found("reference", low)
+    for name, x in found(backend, low).items():
+        assert_within_budget(*(flushed(z) for z in (x, exact[name], rounded[name])), dtype, f"{op}.{name}")

@@ -12,17 +12,8 @@ from subquad.kernels.feature_maps import FEATURE_MAPS
 from subquad.kernels.linear_attention import linear_attention
 from subquad.kernels.linear_attention._triton import _configs, _segments, backward
 
-from .contract import BACKENDS, DTYPES, assert_within_budget, call, cast, gradients, make_inputs, seeded
+from .contract import BACKENDS, DTYPES, GATES, assert_all_within_budget, call, cast, make_inputs, seeded
 
-GATES = {
-    "zero": (0.0,),
-    "slow": (-1e-4,),
-    "one": (-1.0,),
-    "fast": (-20.0,),
-    "faster": (-100.0,),
-    "mixed": (0.0, -1e-4, -1.0, -20.0, -100.0),
-    "rare": (0.0,) * 30 + (-100.0,),
-}
 make = partial(make_inputs, "linear_attention")
 
 
@@ -113,31 +104,20 @@ def extreme_cases():
                         yield pytest.param(backend, dtype, decay, GATES[name], id=f"{backend}-{short}-{decay}-{name}")
 
 
-def assert_all_within_budget(backend, low):
-    """Results and gradients. Below the smallest normal float32 there is no relative precision to hold anyone to."""
-
-    def flushed(x):
-        return x.where(x.abs() >= torch.finfo(torch.float32).tiny, 0)
-
-    def found(backend, inputs):
-        results = dict(zip(("y", "state"), call("linear_attention", backend, inputs), strict=True))
-        return results | {f"d{name}": x for name, x in gradients("linear_attention", backend, inputs).items()}
-
-    exact, rounded = found("reference", cast(low, torch.float64)), found("reference", low)
-    for name, x in found(backend, low).items():
-        assert_within_budget(*(flushed(z) for z in (x, exact[name], rounded[name])), low["q"].dtype, name)
-
-
 @pytest.mark.parametrize("backend, dtype, decay, gates", list(extreme_cases()))
 def test_extreme_decays_stay_within_the_budget(backend, dtype, decay, gates):
     t = 150 if backend == "torch" else 70
-    assert_all_within_budget(backend, make(dict(b=1, t=t, h=1, k=16, v=16, decay=decay, gates=gates), dtype))
+    assert_all_within_budget(
+        "linear_attention", backend, make(dict(b=1, t=t, h=1, k=16, v=16, decay=decay, gates=gates), dtype)
+    )
 
 
 @pytest.mark.parametrize("decay", [None, "head", "channel"])
 def test_several_segments_stay_within_the_budget(decay):
     gates = (0.0, -1e-4, -1e-4, -1.0, -20.0, -100.0)
-    assert_all_within_budget("torch", make(dict(b=1, t=1100, h=1, k=8, v=8, decay=decay, gates=gates), torch.float32))
+    assert_all_within_budget(
+        "linear_attention", "torch", make(dict(b=1, t=1100, h=1, k=8, v=8, decay=decay, gates=gates), torch.float32)
+    )
 
 
 @pytest.mark.parametrize("decay", [None, "head", "channel"])
@@ -240,7 +220,9 @@ def test_segments_side_by_side_give_what_one_walk_gives(options, monkeypatch):
     few_programs(1000, monkeypatch)
     monkeypatch.setattr(_segments, "MIN_SEGMENT", 64)
     assert _segments.segment_of(300, 1) == 128
-    assert_all_within_budget("triton", make(dict(b=1, t=300, h=1, k=16, v=12) | options, torch.float32))
+    assert_all_within_budget(
+        "linear_attention", "triton", make(dict(b=1, t=300, h=1, k=16, v=12) | options, torch.float32)
+    )
 
 
 @pytest.mark.parametrize("decay", ["head", "channel"])
@@ -248,7 +230,7 @@ def test_segments_side_by_side_give_what_one_walk_gives(options, monkeypatch):
 def test_the_gradient_of_decay_begins_anew_at_each_anchor(decay, cu_seqlens, monkeypatch):
     monkeypatch.setattr(backward, "ANCHOR", 64)
     dims = dict(b=1, t=150, h=1, k=16, v=12, decay=decay, cu_seqlens=cu_seqlens)
-    assert_all_within_budget("triton", make(dims, torch.float32))
+    assert_all_within_budget("linear_attention", "triton", make(dims, torch.float32))
 
 
 def configurations() -> list:
@@ -267,7 +249,7 @@ def test_every_configuration_gives_the_same(kind, table, config):
     decay = None if kind == "none" else kind
     with forced(table, config):
         dims = dict(b=1, t=70, h=1, k=40, v=40, decay=decay, normalize=True)
-        assert_all_within_budget("triton", make(dims, torch.float16))
+        assert_all_within_budget("linear_attention", "triton", make(dims, torch.float16))
 
 
 def test_long_spans_are_cut_at_anchors(monkeypatch):
