@@ -40,6 +40,12 @@ FAR_CASES: dict[str, dict[str, dict]] = {  # sizes of a row; "packed" rows lie b
         "far-tokens-packed": HEADS | dict(k=8, v=128, state=False, packed=True),
         "far-states": dict(t=1, h=4, k=8, v=128),
     },
+    "delta_rule": {
+        "far-values": HEADS | dict(k=16, v=128, decay="head", state=False),
+        "far-keys": HEADS | dict(k=128, v=16, decay="channel", state=False),
+        "far-tokens-packed": HEADS | dict(k=16, v=128, state=False, packed=True),
+        "far-states": dict(t=1, h=4, k=64, v=64, decay="head"),
+    },
     "linear_recurrence": {
         "far-rows": dict(t=32, d=512, state=False),
         "far-tokens-packed": dict(t=32, d=512, state=False, packed=True),

@@ -48,6 +48,14 @@ GPU_CASES = {  # besides those of the ops, which are small: as many programs at 
         "many-heads": dict(b=1, t=2, h=MANY, k=4, v=8),
         "many-rows-decode": dict(b=MANY, t=1, h=1, k=4, v=8),
     },
+    "delta_rule": {
+        "busy": dict(b=4, t=200, h=16, k=64, v=64, decay="head"),
+        "busy-plain": dict(b=4, t=200, h=16, k=128, v=128),
+        "busy-channel": dict(b=4, t=200, h=16, k=64, v=64, decay="channel"),
+        "many-rows": dict(b=MANY, t=2, h=1, k=8, v=8, decay="head"),
+        "many-heads": dict(b=1, t=2, h=MANY, k=8, v=8, decay="channel"),
+        "many-rows-decode": dict(b=MANY, t=1, h=1, k=8, v=8),
+    },
     "linear_recurrence": {
         "busy": dict(b=4, t=200, d=8192),
         "busy-few": dict(b=1, t=4000, d=64),

@@ -179,7 +179,7 @@ def forms(op: str, head_dims: tuple[int, ...]) -> Iterator[Sizes]:
                 yield heads
                 yield heads | dict(window=512)
                 yield heads | dict(t=1, s=32768, g=4)
-            case "linear_attention":
+            case "linear_attention" | "delta_rule":
                 for decay in ("head", None, "channel"):
                     yield heads | dict(decay=decay)
                     yield heads | dict(decay=decay, b=1, h=8)

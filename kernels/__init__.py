@@ -6,6 +6,7 @@ OPS = (
     "causal_attention",
     "linear_attention",
     "polynomial_attention",
+    "delta_rule",
     "linear_recurrence",
     "short_conv",
     "long_conv",

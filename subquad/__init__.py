@@ -2,6 +2,7 @@
 
 from subquad.kernels import OPS, BackendError, explain
 from subquad.kernels.causal_attention import causal_attention
+from subquad.kernels.delta_rule import delta_rule
 from subquad.kernels.levers import cpu_levers
 from subquad.kernels.linear_attention import linear_attention
 from subquad.kernels.linear_recurrence import linear_recurrence
@@ -18,6 +19,7 @@ __all__ = [
     "causal_attention",
     "cpu_levers",
     "create",
+    "delta_rule",
     "explain",
     "linear_attention",
     "linear_recurrence",

@@ -18,13 +18,14 @@ from .capture import tensor_bytes
 Sizes = dict[str, int | float | str | bool | None]
 
 DTYPES = ("float32", "float16", "bfloat16")
-STAY_FLOAT32 = ("state", "log_decay")  # what training in half precision keeps in float32
+STAY_FLOAT32 = ("state", "log_decay", "beta")  # what training in half precision keeps in float32
 
 HEADS = dict(b=4, t=4096, h=16, k=64, v=64)
 OP_SIZES: dict[str, Sizes] = {
     "causal_attention": HEADS,
     "linear_attention": HEADS,
     "polynomial_attention": HEADS | dict(k=16),
+    "delta_rule": HEADS,
     "linear_recurrence": dict(b=4, t=4096, d=1024),
     "short_conv": dict(b=4, t=4096, d=1024, w=4, activation="silu"),
     "long_conv": dict(b=4, t=4096, d=1024, l=4096),

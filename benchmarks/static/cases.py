@@ -11,6 +11,7 @@ WIDTH_MEANS = {
     "causal_attention": "head dim",
     "linear_attention": "head dim",
     "polynomial_attention": "head dim of v",
+    "delta_rule": "head dim",
     "linear_recurrence": "number of channels",
     "short_conv": "filter width",
     "long_conv": "length",
@@ -20,6 +21,7 @@ WIDTHS = {
     "causal_attention": HEAD_DIMS,
     "linear_attention": HEAD_DIMS,
     "polynomial_attention": HEAD_DIMS,
+    "delta_rule": HEAD_DIMS,
     "linear_recurrence": (1024,),
     "short_conv": (2, 3, 4, 8),
     "long_conv": (64, 1024, 4096, 16384),
@@ -74,7 +76,7 @@ def _forms(op: str, width: int) -> dict[str, Sizes]:
     match op:
         case "causal_attention":
             return {"plain": square}
-        case "linear_attention":
+        case "linear_attention" | "delta_rule":
             kinds = {"no decay": None, "decay a head": "head", "decay a channel": "channel"}
             return {label: dict(square, decay=decay) for label, decay in kinds.items()}
         case "polynomial_attention":
@@ -116,6 +118,13 @@ def _options(op: str) -> tuple[int, dict[str, Sizes]]:
                 "rebased, keys of 64": dict(HEADS, **both, coefficients=(0.0, 0.0, 1.0)),
                 "state, packed": dict(PACKED, k=16, v=OPTIONS_AT, state=True),
                 "decode": dict(b=4, t=1, h=16, k=16, v=OPTIONS_AT, state=True),
+            }
+        case "delta_rule":
+            return OPTIONS_AT, {
+                "packed": dict(PACKED, **both, decay="head"),
+                "state": dict(HEADS, **both, decay="channel", state=True),
+                "decode": dict(b=4, t=1, h=16, **both, decay="head", state=True),
+                "decode, channel": dict(b=4, t=1, h=16, **both, decay="channel", state=True),
             }
         case "linear_recurrence":
             return 1024, {

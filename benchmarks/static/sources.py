@@ -4,10 +4,10 @@ import ast
 import hashlib
 import importlib
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import subquad.kernels
 from subquad.kernels import _target
 from subquad.kernels._configs import TABLES, Asked
 
@@ -37,16 +37,29 @@ def is_current(row: Row, case: Case) -> bool:
 
 @cache
 def _hash_of_kernels(op: str) -> str:
-    return _hash("\n".join(_code(path) for path in kernel_sources(op)))
+    """The same wherever the files lie: a move changes no kernel."""
+    return _hash(" ".join(sorted(_hash(_code(path)) for path in kernel_sources(op))))
 
 
 def kernel_sources(op: str) -> list[Path]:
-    """The op's Triton files but its tables, and of the files that all ops share those that import Triton."""
-    shared = Path(subquad.kernels.__file__).parent
+    """The op's Triton files but its tables, and what these import of our files that import Triton themselves."""
     folder = Path(importlib.import_module(f"subquad.kernels.{op}").__file__).parent
-    own = [path for path in sorted(folder.rglob("*.py")) if "_triton" in path.relative_to(folder).as_posix()]
-    used = own + [path for path in sorted(shared.glob("*.py")) if _imports_triton(path)]
-    return [path for path in used if path.name != CONFIGURATIONS]
+    waiting = [path for path in sorted(folder.rglob("*.py")) if "_triton" in path.relative_to(folder).as_posix()]
+    found = []
+    while waiting:
+        path = waiting.pop(0)
+        found.append(path)
+        waiting += [other for other in _imports(path) if other not in (*found, *waiting) and _imports_triton(other)]
+    return [path for path in found if path.name != CONFIGURATIONS]
+
+
+def _imports(path: Path) -> Iterator[Path]:
+    """Our own files that the file imports when it is imported itself."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            place = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            modules = [place.with_suffix(".py"), *(place / f"{name.name}.py" for name in node.names)]
+            yield from (module for module in modules if module.exists())
 
 
 def _imports_triton(path: Path) -> bool:
@@ -56,6 +69,7 @@ def _imports_triton(path: Path) -> bool:
 
 def _code(path: Path) -> str:
     tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.level)]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):

@@ -7,8 +7,8 @@ import torch
 from triton.backends.compiler import GPUTarget
 
 from subquad.kernels import _autograd, _target
+from subquad.kernels._tiles import precision
 from subquad.kernels.causal_attention._triton._configs import BACKWARD
-from subquad.kernels.linear_attention._triton._tiles import precision
 from subquad.kernels.long_conv._triton import _precision
 from subquad.kernels.short_conv import short_conv
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..._autograd import differentiable
+from ..._tiles import readable
 from .. import SHAPES
-from ._tiles import readable
 from .backward import run_backward
 from .forward import run_forward
 

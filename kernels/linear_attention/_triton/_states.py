@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..._tiles import chunk_of, dot, fade, locate, power_of_two, rows, since_start, strides_of, tile, times, until_end
 from ._configs import STATES, kind_of
-from ._tiles import chunk_of, dot, fade, locate, power_of_two, rows, since_start, strides_of, tile, times, until_end
 
 
 @triton.jit

@@ -13,11 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._configs import BACKWARD_KV, BACKWARD_Q, kind_of
-from ._levels import border_factor, late_and_early, weights_by_channel
-from ._segments import ANCHOR, segment_of
-from ._states import run_states
-from ._tiles import (
+from ..._levels import border_factor, late_and_early, weights_by_channel
+from ..._tiles import (
     carried,
     chunk_of,
     dot,
@@ -34,6 +31,9 @@ from ._tiles import (
     times,
     until_end,
 )
+from ._configs import BACKWARD_KV, BACKWARD_Q, kind_of
+from ._segments import ANCHOR, segment_of
+from ._states import run_states
 
 
 @triton.jit

@@ -4,12 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import EPS
-from ._configs import FORWARD, kind_of
-from ._levels import weights_by_channel
-from ._segments import segment_of
-from ._states import run_states
-from ._tiles import (
+from ..._levels import weights_by_channel
+from ..._tiles import (
     carried,
     chunk_of,
     dot,
@@ -26,6 +22,10 @@ from ._tiles import (
     times,
     until_end,
 )
+from .. import EPS
+from ._configs import FORWARD, kind_of
+from ._segments import segment_of
+from ._states import run_states
 
 
 @triton.jit

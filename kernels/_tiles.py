@@ -1,10 +1,10 @@
-"""What the kernels of linear_attention share: where a program works, what fades, and what a memory does."""
+"""What kernels with a memory share: where a program works, what fades, and what a memory does."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._target import knows_tf32
+from ._target import knows_tf32
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 FADED = tl.constexpr(-256.0)  # exp of it is zero in float32

@@ -7,13 +7,11 @@ start of every segment of time and forms everything else again.
 import torch
 from torch import Tensor
 
-from ..._autograd import differentiable
-from ..._packed import over_sequences
-from .. import EPS, SHAPES
-from ._blocks import Block, blocks, chunk_size, load, num_carries, segments, store
-from ._decays import ChannelDecay, HeadDecay, NoDecay, sums_before, sums_from
-
-Decay = NoDecay | HeadDecay | ChannelDecay
+from .._autograd import differentiable
+from .._blocks import Block, blocks, chunk_size, load, num_carries, segments, store
+from .._decays import Decay, load_decay, sums_before, sums_from
+from .._packed import over_sequences
+from . import EPS, SHAPES
 
 
 def _allocate(
@@ -33,14 +31,6 @@ def _allocate(
     ]
 
 
-def _decay(log_decay: Tensor | None, block: Block, span: slice, chunk: int, dtype: torch.dtype) -> Decay:
-    if log_decay is None:
-        return NoDecay()
-    if log_decay.ndim == 3:
-        return HeadDecay(load(log_decay[..., None], block, span, chunk, dtype))
-    return ChannelDecay(load(log_decay, block, span, chunk, dtype))
-
-
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None, scale: float, normalize: bool
 ) -> list[Tensor]:
@@ -56,7 +46,7 @@ def _forward(
         for index, span in enumerate(segments(t)):
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
-            decay = _decay(log_decay, block, span, chunk, memory.dtype)
+            decay = load_decay(log_decay, block, span, chunk, memory.dtype)
             queries = load(q, block, span, chunk, memory.dtype).mul_(scale)
             keys = load(k, block, span, chunk, memory.dtype)
             values = load(v, block, span, chunk, memory.dtype, column=1.0 if normalize else None)
@@ -156,7 +146,7 @@ def _backward(
         for index, span in reversed(list(enumerate(segments(t)))):
             carry = carries[index - 1] if index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            decay = _decay(log_decay, block, span, chunk, memory.dtype)
+            decay = load_decay(log_decay, block, span, chunk, memory.dtype)
             queries = load(q, block, span, chunk, memory.dtype).mul_(scale)
             keys = load(k, block, span, chunk, memory.dtype)
             values = load(v, block, span, chunk, memory.dtype, column=1.0 if normalize else None)

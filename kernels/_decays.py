@@ -19,6 +19,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ._blocks import Block, load
+
 # With the reference in the middle of a run of tokens, exp(+-SAFE_HALF_RANGE) loses a few units in the last place.
 SAFE_HALF_RANGE = 16.0
 FADED = -1000.0  # exp of it is zero in every dtype
@@ -122,8 +124,8 @@ class ChannelDecay:
         self.total = self.read[:, -1, :, None].unflatten(0, chunks)  # (n, g, k, 1)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        self.queries, self.keys = _runs(q * self.leaf_query, self.leaf), _runs(k * self.leaf_key, self.leaf)
-        leaf = torch.bmm(self.queries, self.keys.mT).tril_()
+        queries, keys = self._leaves(q, k)
+        leaf = torch.bmm(queries, keys.mT).tril_()
         num, c, _ = q.shape
         if self.leaf == c:
             return leaf
@@ -140,8 +142,9 @@ class ChannelDecay:
         dq.addcmul_(own, k)
         dk.addcmul_(own, q)
         pairs = _diagonal_blocks(dscores, self.leaf).reshape(-1, self.leaf, self.leaf).tril_(-1)
-        dq_chunk = torch.bmm(pairs, self.keys).view_as(q).mul_(self.leaf_query)
-        dk_chunk = torch.bmm(pairs.mT, self.queries).view_as(k).mul_(self.leaf_key)
+        queries, keys = self._leaves(q, k)
+        dq_chunk = torch.bmm(pairs, keys).view_as(q).mul_(self.leaf_query)
+        dk_chunk = torch.bmm(pairs.mT, queries).view_as(k).mul_(self.leaf_key)
         for half, query, key in self.levels:
             late, early = _second(q, half) * query, _first(k, half) * key
             pairs = _diagonal_blocks(dscores, 2 * half)[:, :, half:, :half].flatten(0, 1)
@@ -150,6 +153,9 @@ class ChannelDecay:
         dq += dq_chunk
         dk += dk_chunk
         return dq_chunk.mul_(q).sub_(dk_chunk.mul_(k))  # (N, c, k)
+
+    def _leaves(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return _runs(q * self.leaf_query, self.leaf), _runs(k * self.leaf_key, self.leaf)
 
     def reduce(self, x: Tensor) -> Tensor:
         return x
@@ -197,3 +203,15 @@ def _diagonal_blocks(pairs: Tensor, size: int) -> Tensor:
     """View (num, c / size, size, size) of the square blocks on the diagonal of (num, c, c)."""
     num, c, _ = pairs.shape
     return pairs.as_strided((num, c // size, size, size), (c * c, (c + 1) * size, c, 1), pairs.storage_offset())
+
+
+Decay = NoDecay | HeadDecay | ChannelDecay
+
+
+def load_decay(log_decay: Tensor | None, block: Block, span: slice, chunk: int, dtype: torch.dtype) -> Decay:
+    """Of one block of log_decay: None, (b, t, h) or (b, t, h, k)."""
+    if log_decay is None:
+        return NoDecay()
+    if log_decay.ndim == 3:
+        return HeadDecay(load(log_decay[..., None], block, span, chunk, dtype))
+    return ChannelDecay(load(log_decay, block, span, chunk, dtype))

@@ -1,0 +1,280 @@
+"""delta_rule in PyTorch: chunks of tokens as matrix products, the memory carried from chunk to chunk.
+
+In a chunk that begins with the memory S, what is wrong under the key of token i is
+
+    E_i = v_i - k_i fade_i S - sum_{j < i} weight_ij beta_j E_j        weight_ij = k_i fade_ij k_j
+
+So E = U (V - K~ S), where U inverts a unit lower triangular matrix, and token j writes beta_j E_j: the rest is linear
+attention with these values. Everything but the walk of S is formed for all chunks of a block at once; a step of the
+walk is one product, S' = M S + B. beta is never divided by, so it may be zero.
+
+The backward pass keeps the memory at the start of every segment of time and forms everything else again.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._autograd import differentiable
+from .._blocks import blocks, chunk_size, load, num_carries, segments, store
+from .._decays import Decay, load_decay, sums_before, sums_from
+from .._packed import over_sequences
+from . import SHAPES
+
+LEAF = 8  # rows of a block that is inverted by a series: longer ones lose digits where keys are alike
+
+
+def _allocate(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
+    cu_seqlens: Tensor | None, scale: float,
+) -> list[Tensor]:  # fmt: skip
+    """y, the memory after the last token, the memory before each segment but the first."""
+    b, t, h, width = q.shape
+    n = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    compute = torch.promote_types(q.dtype, torch.float32)
+    memory = (h, width, v.shape[-1])
+    return [
+        q.new_empty(b, t, h, v.shape[-1]),
+        q.new_empty(n, *memory, dtype=compute),
+        q.new_empty(num_carries(t), n, *memory, dtype=compute),
+    ]
+
+
+class _Chunks(NamedTuple):
+    """What the chunks of a block are before S is known; N chunks of c tokens.
+
+    q, k, v: (N, c, width); beta (N, c, 1); reading, asking: q and k as they read S; writing: k as it writes into the
+    next S, times beta. inverse: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
+    step, offset: M and B. scores, likeness: weights of q and of k on the earlier k, lower and strictly lower.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor
+    decay: Decay
+    reading: Tensor
+    asking: Tensor
+    writing: Tensor
+    inverse: Tensor
+    errors: Tensor
+    corrections: Tensor
+    step: Tensor
+    offset: Tensor
+    scores: Tensor
+    likeness: Tensor
+
+    def wrong(self, memory: Tensor) -> Tensor:
+        """E, from the memories before the chunks."""
+        return torch.baddbmm(self.errors, self.corrections, memory, alpha=-1)
+
+
+def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay) -> _Chunks:
+    scores = decay.scores(q, k)
+    likeness = decay.scores(k, k).tril_(-1)
+    reading, asking, writing = q, k, k * beta
+    if decay.total is not None:
+        reading, asking = q * decay.read, k * decay.read
+        writing *= decay.write
+    inverse = _inverse(likeness * beta.mT)
+    errors, corrections = torch.bmm(inverse, v), torch.bmm(inverse, asking)
+    step = torch.bmm(writing.mT, corrections).neg_()
+    step.diagonal(dim1=1, dim2=2).add_(1.0 if decay.total is None else decay.total.flatten(0, 1)[..., 0])
+    offset = torch.bmm(writing.mT, errors)
+    return _Chunks(
+        q, k, v, beta, decay, reading, asking, writing, inverse, errors, corrections, step, offset, scores, likeness
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _identity(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.eye(n, dtype=dtype, device=device)
+
+
+def _inverse(a: Tensor) -> Tensor:
+    """(I + a)^-1 of strictly lower triangular a (N, c, c), c a power of two.
+
+    Of the blocks on the diagonal by (I - a)(I + a^2)(I + a^4), for a^8 = 0; then two neighbours X and Y with the block
+    b below X become [[X, 0], [-Y b X, Y]], and again.
+    """
+    c = a.shape[-1]
+    size = min(LEAF, c)
+    leaf = _diagonal(a, size).reshape(-1, size, size)
+    identity = _identity(size, a.dtype, a.device)
+    inverse, power = identity - leaf, leaf
+    for _ in range((size - 1).bit_length() - 1):
+        power = torch.bmm(power, power)
+        inverse = torch.baddbmm(inverse, inverse, power)
+    while size < c:
+        upper, lower = inverse.view(-1, 2, size, size).unbind(1)
+        below = _diagonal(a, 2 * size)[:, :, size:, :size].reshape(-1, size, size)
+        joined = a.new_zeros(len(upper), 2 * size, 2 * size)
+        joined[:, :size, :size] = upper
+        joined[:, size:, size:] = lower
+        joined[:, size:, :size] = torch.bmm(torch.bmm(lower, below), upper).neg_()
+        inverse, size = joined, 2 * size
+    return inverse
+
+
+def _diagonal(a: Tensor, size: int) -> Tensor:
+    """View (N, c / size, size, size) of the square blocks on the diagonal of contiguous (N, c, c)."""
+    num, c, _ = a.shape
+    return a.as_strided((num, c // size, size, size), (c * c, (c + 1) * size, c, 1), a.storage_offset())
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, scale: float
+) -> list[Tensor]:
+    if q.shape[1] == 1:
+        return _step(q, k, v, beta, log_decay, state, scale)
+    outputs = _allocate(q, k, v, beta, log_decay, state, None, scale)
+    y, memory, carries = outputs
+    b, t, h, width = q.shape
+    memory.zero_() if state is None else memory.copy_(state)
+    for block in blocks(b, t, h, width, v.shape[-1]):
+        carry = memory[block].flatten(0, 1)  # (g, k, v)
+        for index, span in enumerate(segments(t)):
+            if index:
+                carries[index - 1][block] = carry.view_as(memory[block])
+            chunks, groups = _load(q, k, v, beta, log_decay, block, span, scale, memory.dtype)
+            memories = _walk(chunks, carry)
+            before, carry = memories[:-1].flatten(0, 1), memories[-1]
+            written = chunks.wrong(before).mul_(chunks.beta)
+            result = torch.bmm(chunks.reading, before).baddbmm_(chunks.scores, written)
+            store(y, block, span, result.unflatten(0, groups))
+        memory[block] = carry.view_as(memory[block])
+    return outputs
+
+
+def _load(q, k, v, beta, log_decay, block, span, scale, dtype) -> tuple[_Chunks, tuple[int, int]]:
+    """The chunks of a block and (n, g), their number in time and that of its groups."""
+    chunk = chunk_size(q.shape[1])
+    decay = load_decay(log_decay, block, span, chunk, dtype)
+    parts = [load(x, block, span, chunk, dtype) for x in (q, k, v, beta[..., None])]
+    parts[0].mul_(scale)
+    groups = parts[0].shape[:2]
+    return _prepare(*(x.flatten(0, 1) for x in parts), decay), groups
+
+
+def _walk(chunks: _Chunks, carry: Tensor) -> Tensor:
+    """(n + 1, g, k, v): the memory before each chunk, and after the last."""
+    step, offset = (x.unflatten(0, (-1, len(carry))) for x in (chunks.step, chunks.offset))
+    memories = carry.new_empty(len(step) + 1, *carry.shape)
+    memories[0] = carry
+    for i in range(len(step)):
+        torch.baddbmm(offset[i], step[i], memories[i], out=memories[i + 1])
+    return memories
+
+
+def _walk_back(chunks: _Chunks, offset: Tensor, dcarry: Tensor) -> Tensor:
+    """(n + 1, g, k, v): gradients of the memories, the last one given; `offset` is what each chunk adds."""
+    step, offset = (x.unflatten(0, (-1, len(dcarry))) for x in (chunks.step, offset))
+    dmemories = dcarry.new_empty(len(step) + 1, *dcarry.shape)
+    dmemories[-1] = dcarry
+    for i in reversed(range(len(step))):
+        torch.baddbmm(offset[i], step[i].mT, dmemories[i + 1], out=dmemories[i])
+    return dmemories
+
+
+def _step(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, scale: float
+) -> list[Tensor]:
+    """One token: the equation itself."""
+    compute = torch.promote_types(q.dtype, torch.float32)
+    b, _, h, width = q.shape
+    query, key, value = (x.to(compute).reshape(b * h, 1, -1) for x in (q, k, v))
+    share = beta.to(compute).reshape(b * h, 1, 1)
+    if state is None:
+        memory = torch.bmm(key.mT, value * share)
+    else:
+        memory = state.to(compute).reshape(b * h, width, -1)
+        if log_decay is not None:
+            memory = memory * log_decay.to(compute).exp().reshape(b * h, -1, 1)
+        memory = torch.baddbmm(memory, key.mT, torch.baddbmm(value, key, memory, alpha=-1).mul_(share))
+    y = torch.bmm(query, memory).mul_(scale).view(b, 1, h, -1)
+    memory = memory.view(b, h, width, -1)
+    return [y.to(q.dtype), memory, y.new_empty(0, *memory.shape)]
+
+
+def _backward(
+    grads: list[Tensor | None], kept: list[Tensor],
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, scale: float,
+) -> list[Tensor | None]:  # fmt: skip
+    y, memory, carries = kept
+    dy = torch.zeros_like(y) if grads[0] is None else grads[0]
+    dstate = torch.zeros_like(memory) if grads[1] is None else grads[1].clone()
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    dbeta = torch.empty_like(beta, dtype=memory.dtype)
+    dlog_decay = None if log_decay is None else torch.empty_like(log_decay, dtype=memory.dtype)
+    b, t, h, width = q.shape
+    for block in blocks(b, t, h, width, v.shape[-1]):
+        dcarry = dstate[block].flatten(0, 1)
+        for index, span in reversed(list(enumerate(segments(t)))):
+            carry = carries[index - 1] if index else state
+            carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
+            chunks, groups = _load(q, k, v, beta, log_decay, block, span, scale, memory.dtype)
+            outer = load(dy, block, span, chunk_size(t), memory.dtype).flatten(0, 1)
+            *found, dgates, dcarry = _chunks_backward(chunks, outer, carry, dcarry)
+            found[0].mul_(scale)
+            for x, dx in zip((dq, dk, dv, dbeta[..., None]), found, strict=True):
+                store(x, block, span, dx.unflatten(0, groups))
+            if dlog_decay is not None:
+                place = dlog_decay if dlog_decay.ndim == 4 else dlog_decay[..., None]
+                store(place, block, span, dgates.unflatten(0, groups))
+        dstate[block] = dcarry.view_as(dstate[block])
+    return [dq, dk, dv, dbeta, dlog_decay, None if state is None else dstate]
+
+
+def _chunks_backward(
+    chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """Gradients of one block: dq, dk, dv, dbeta, dlog_decay, and that of the memory before it.
+
+    The memory has two readers, q with the gradient dy and k with -dv, and one writer, k with the values beta E.
+    """
+    decay, beta = chunks.decay, chunks.beta
+    memories = _walk(chunks, carry)
+    before = memories[:-1].flatten(0, 1)
+    dwritten = torch.bmm(chunks.scores.mT, dy)
+    offset = torch.bmm(chunks.reading.mT, dy).baddbmm_(chunks.corrections.mT, dwritten * beta, alpha=-1)
+    dmemories = _walk_back(chunks, offset, dcarry)
+    dafter = dmemories[1:].flatten(0, 1)
+
+    keys = chunks.k if decay.total is None else chunks.k * decay.write
+    dwritten.baddbmm_(keys, dafter)
+    dv = torch.bmm(chunks.inverse.mT, dwritten * beta)
+    errors = chunks.wrong(before)
+    written = errors * beta
+    dbeta = errors.mul_(torch.baddbmm(dwritten, chunks.likeness.mT, dv, alpha=-1)).sum(-1, keepdim=True)
+    dq, dasked, dk = torch.bmm(dy, before.mT), torch.bmm(dv, before.mT).neg_(), torch.bmm(written, dafter.mT)
+    fades = decay.total is not None
+    if fades:
+        from_before = decay.reduce((chunks.reading * dq).addcmul_(chunks.asking, dasked))
+        to_after = decay.reduce(keys.mul_(dk))
+        dq *= decay.read
+        dasked *= decay.read
+        dk *= decay.write
+    dscores, dlikeness = torch.bmm(dy, written.mT), torch.bmm(dv, written.mT).neg_().tril_(-1)
+    flow = decay.scores_backward(chunks.q, chunks.k, chunks.scores, dscores, dq, dk)
+    asked_flow = decay.scores_backward(chunks.k, chunks.k, chunks.likeness, dlikeness, dasked, dk)
+    dk += dasked
+    dlog_decay = None
+    if fades:
+        dlog_decay = sums_from(flow.add_(asked_flow).add_(from_before)).add_(sums_before(to_after))
+        dlog_decay += decay.across(memories[:-1].mul_(dmemories[1:]))
+    return dq, dk, dv, dbeta, dlog_decay, dmemories[0]
+
+
+_run = differentiable(
+    "delta_rule_torch", SHAPES, *over_sequences(SHAPES, _allocate, _forward, _backward), num_outputs=2
+)
+
+
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
+    cu_seqlens: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    y, memory, *_ = _run(q, k, v, beta, log_decay, state, cu_seqlens, scale)
+    return y, memory
