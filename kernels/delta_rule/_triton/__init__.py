@@ -1,8 +1,9 @@
 """delta_rule on the GPU, in the terms of `_torch.py`: E = U (V - K~ S) in each chunk, and token j writes beta_j E_j.
 
-U is made for all chunks side by side, and kept. Then programs walk along time with the memory in registers: forward
+U is made for all chunks side by side. Then programs walk along time with the memory in registers: forward
 for y; for the gradients forward again, leaving E and the memory before each chunk, and backward, leaving dv and the
-gradient of the memory after each chunk. The other gradients are made of these for all chunks side by side.
+gradient of the memory after each chunk. The other gradients are made of these for all chunks side by side. Nothing is
+kept between the passes.
 """
 
 import torch
@@ -12,7 +13,7 @@ from ..._autograd import differentiable
 from ..._tiles import readable
 from .. import SHAPES
 from .backward import run_backward
-from .inverse import num_slots, pick_chunk, run_inverse
+from .inverse import run_inverse
 from .walk import run_walk
 
 
@@ -20,29 +21,21 @@ def _allocate(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float,
 ) -> list[Tensor]:  # fmt: skip
-    """y, the memory after the last token, U of every chunk (none of a single token's, where it is one)."""
     b, t, h, width = q.shape
     n = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    chunk = pick_chunk(q, v, log_decay)
-    inverse = (num_slots(b, t, cu_seqlens, chunk), h, chunk, chunk) if t > 1 else (0,)
-    return [
-        q.new_empty(b, t, h, v.shape[-1]),
-        q.new_empty(n, h, width, v.shape[-1], dtype=torch.float32),
-        q.new_empty(inverse),
-    ]
+    return [q.new_empty(b, t, h, v.shape[-1]), q.new_empty(n, h, width, v.shape[-1], dtype=torch.float32)]
 
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float,
 ) -> list[Tensor]:  # fmt: skip
-    y, memory, inverse = _allocate(q, k, v, beta, log_decay, state, cu_seqlens, scale)
+    y, memory = _allocate(q, k, v, beta, log_decay, state, cu_seqlens, scale)
     q, k, v, beta, log_decay = map(readable, (q, k, v, beta, log_decay))
     start = None if state is None else state.contiguous()
-    if q.shape[1] > 1:
-        run_inverse(k, v, beta, log_decay, cu_seqlens, inverse)
+    inverse = run_inverse(k, v, beta, log_decay, cu_seqlens)
     run_walk(k, v, beta, log_decay, inverse, start, cu_seqlens, scale, q=q, y=y, end=memory)
-    return [y, memory, inverse]
+    return [y, memory]
 
 
 def _backward(
@@ -50,11 +43,11 @@ def _backward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float,
 ) -> list[Tensor | None]:  # fmt: skip
-    (dy, dmemory), (y, _, inverse) = grads, kept
-    dy = torch.zeros_like(y) if dy is None else readable(dy)
+    dy, dmemory = grads
+    dy = torch.zeros_like(kept[0]) if dy is None else readable(dy)
     q, k, v, beta, log_decay = map(readable, (q, k, v, beta, log_decay))
     start, dmemory = (None if x is None else x.contiguous() for x in (state, dmemory))
-    return run_backward(q, k, v, beta, log_decay, inverse, start, cu_seqlens, dy, dmemory, scale)
+    return run_backward(q, k, v, beta, log_decay, start, cu_seqlens, dy, dmemory, scale)
 
 
 _run = differentiable("delta_rule_triton", SHAPES, _allocate, _forward, _backward, num_outputs=2)
@@ -64,5 +57,5 @@ def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    y, memory, _ = _run(q, k, v, beta, log_decay, state, cu_seqlens, scale)
+    y, memory = _run(q, k, v, beta, log_decay, state, cu_seqlens, scale)
     return y, memory

@@ -25,7 +25,7 @@ from ..._tiles import (
 )
 from ._chunks import first_slot, load_fade, locate_chunk, pairs
 from ._configs import BACKWARD_CHUNK, BACKWARD_WALK, kind_of
-from .inverse import num_slots
+from .inverse import chunk_size, num_slots, run_inverse
 from .walk import run_walk
 
 
@@ -223,14 +223,15 @@ def delta_rule_bwd_chunk_kernel(
 
 
 def run_backward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, inverse: Tensor, state: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, dy: Tensor, dmemory: Tensor | None, scale: float,
 ) -> list[Tensor | None]:  # fmt: skip
     """dq, dk, dv, dbeta, dlog_decay and dstate, None where there is no such input."""
     (b, t, h, key), value = q.shape, v.shape[-1]
     n = b if cu_seqlens is None else len(cu_seqlens) - 1
     kind, width = kind_of(log_decay), max(key, value)
-    chunk = inverse.shape[-1] if t > 1 else power_of_two(1)
+    inverse = run_inverse(k, v, beta, log_decay, cu_seqlens)
+    chunk = chunk_size(inverse)
     slots = num_slots(b, t, cu_seqlens, chunk)
     common = dict(BLOCK_T=chunk, BLOCK_K=power_of_two(key), LEVELS=chunk.bit_length() - 1, BY_CHANNEL=kind == "channel")
     errors, states, dstates = v.new_empty(v.shape), *(v.new_empty(slots, h, key, value) for _ in range(2))
@@ -243,7 +244,7 @@ def run_backward(
     config = dict(BACKWARD_WALK[kind].pick(q.dtype, width))
     block_v = min(config.pop("BLOCK"), power_of_two(value))
     delta_rule_bwd_walk_kernel[(n * h * triton.cdiv(value, block_v),)](
-        q, k, beta, log_decay, inverse if t > 1 else None, dy, dv, dstates, dmemory, dstate, cu_seqlens,
+        q, k, beta, log_decay, inverse, dy, dv, dstates, dmemory, dstate, cu_seqlens,
         *strides_of(q, k, beta, log_decay, dy), scale, t, h, key, value,
         BLOCK_V=block_v, PRECISION=precision(), **common, **config,
     )  # fmt: skip

@@ -47,27 +47,32 @@ def delta_rule_inverse_kernel(
     tl.store(inverse_tile, inverse.to(inverse_ptr.dtype.element_ty))
 
 
-def pick_chunk(q: Tensor, v: Tensor, log_decay: Tensor | None) -> int:
-    """Tokens of a chunk."""
-    return chunk_of(INVERSE[kind_of(log_decay)].pick(q.dtype, max(q.shape[-1], v.shape[-1]))["BLOCK_T"], q.shape[1])
-
-
 def num_slots(b: int, t: int, cu_seqlens: Tensor | None, chunk: int) -> int:
     """Chunks of all sequences, and a few of which nothing is used where they are packed: see `locate_chunk`."""
     return b * triton.cdiv(t, chunk) if cu_seqlens is None else t // chunk + cu_seqlens.shape[0] - 1
 
 
 def run_inverse(
-    k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, inverse: Tensor
-) -> None:
-    """Fill `inverse` (slots, h, chunk, chunk)."""
+    k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None
+) -> Tensor | None:
+    """(slots, h, chunk, chunk) in k's dtype; None for a single token, of which U is one."""
     b, t, h, width = k.shape
-    kind, (slots, _, chunk, _) = kind_of(log_decay), inverse.shape
+    if t == 1:
+        return None
+    kind = kind_of(log_decay)
     config = dict(INVERSE[kind].pick(k.dtype, max(width, v.shape[-1])))
-    config.pop("BLOCK_T")
+    chunk = chunk_of(config.pop("BLOCK_T"), t)
+    slots = num_slots(b, t, cu_seqlens, chunk)
+    inverse = k.new_empty(slots, h, chunk, chunk)
     delta_rule_inverse_kernel[(slots * h,)](
         k, beta, log_decay, inverse, cu_seqlens, *strides_of(k, beta, log_decay),
         b if cu_seqlens is None else len(cu_seqlens) - 1, t, h, width,
         BLOCK_T=chunk, BLOCK_K=power_of_two(width), LEVELS=chunk.bit_length() - 1, BY_CHANNEL=kind == "channel",
         PRECISION=precision() if k.element_size() == 2 else "ieee", **config,
     )  # fmt: skip
+    return inverse
+
+
+def chunk_size(inverse: Tensor | None) -> int:
+    """Tokens of a chunk."""
+    return power_of_two(1) if inverse is None else inverse.shape[-1]

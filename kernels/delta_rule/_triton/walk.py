@@ -19,6 +19,7 @@ from ..._tiles import (
 )
 from ._chunks import first_slot, load_fade, pairs
 from ._configs import WALK, kind_of
+from .inverse import chunk_size
 
 
 @triton.jit
@@ -102,7 +103,7 @@ def delta_rule_walk_kernel(
 
 
 def run_walk(
-    k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, inverse: Tensor, state: Tensor | None,
+    k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, inverse: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float, *, q: Tensor | None = None, y: Tensor | None = None,
     end: Tensor | None = None, errors: Tensor | None = None, states: Tensor | None = None,
 ) -> None:  # fmt: skip
@@ -112,9 +113,9 @@ def run_walk(
     kind = kind_of(log_decay)
     config = dict(WALK[kind].pick(k.dtype, max(key, value)))
     block_v = min(config.pop("BLOCK"), power_of_two(value))
-    chunk = inverse.shape[-1] if t > 1 else power_of_two(1)
+    chunk = chunk_size(inverse)
     delta_rule_walk_kernel[(n * h * triton.cdiv(value, block_v),)](
-        q, k, v, beta, log_decay, inverse if t > 1 else None, y, errors, states, state, end, cu_seqlens,
+        q, k, v, beta, log_decay, inverse, y, errors, states, state, end, cu_seqlens,
         *strides_of(q, k, v, beta, log_decay), scale, t, h, key, value,
         BLOCK_T=chunk, BLOCK_K=power_of_two(key), BLOCK_V=block_v, LEVELS=chunk.bit_length() - 1,
         BY_CHANNEL=kind == "channel", PRECISION=precision(), **config,
