@@ -12,8 +12,9 @@ from torch import Tensor
 from ..._autograd import differentiable
 from ..._tiles import readable
 from .. import SHAPES
+from ._configs import kind_of
 from .backward import run_backward
-from .inverse import run_inverse
+from .pairs import run_pairs
 from .walk import run_walk
 
 
@@ -33,8 +34,11 @@ def _forward(
     y, memory = _allocate(q, k, v, beta, log_decay, state, cu_seqlens, scale)
     q, k, v, beta, log_decay = map(readable, (q, k, v, beta, log_decay))
     start = None if state is None else state.contiguous()
-    inverse = run_inverse(k, v, beta, log_decay, cu_seqlens)
-    run_walk(k, v, beta, log_decay, inverse, start, cu_seqlens, scale, q=q, y=y, end=memory)
+    inverse = scores = None
+    if q.shape[1] > 1:  # else U is one
+        scored = kind_of(log_decay) == "channel"  # others are quickly weighed on the walk
+        inverse, scores = run_pairs(q, k, v, beta, log_decay, cu_seqlens, scale, scored=scored)
+    run_walk(k, v, beta, log_decay, inverse, start, cu_seqlens, scale, q=q, scores=scores, y=y, end=memory)
     return [y, memory]
 
 

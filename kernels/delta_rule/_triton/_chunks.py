@@ -57,8 +57,10 @@ def load_fade(gate_rows, mask_t, offs_k, mask_k, BY_CHANNEL: tl.constexpr):
 
 
 @triton.jit
-def pairs(q, k, coarse, fine, offs_t, seen, LEVELS: tl.constexpr, FADES: tl.constexpr, BY_CHANNEL: tl.constexpr):
-    """Weights (BLOCK_T, BLOCK_T) of the later rows of q on the earlier ones of k that are `seen`, unscaled."""
+def weights_between(
+    q, k, coarse, fine, offs_t, seen, LEVELS: tl.constexpr, FADES: tl.constexpr, BY_CHANNEL: tl.constexpr
+):  # fmt: skip
+    """Of the later rows of q on the earlier ones of k that are `seen`, (BLOCK_T, BLOCK_T), unscaled."""
     if BY_CHANNEL:
         weights = weights_by_channel(q, k, coarse, fine, offs_t, LEVELS)
     else:

@@ -35,9 +35,9 @@ def _walking(part: str, decay: str, half: Rows, **others: Rows) -> ConfigTable:
 
 
 DECAYS = {"none": "no decay", "head": "decay a head", "channel": "decay a channel"}
-INVERSE = {
-    kind: _chunked("inverse", name, {64: (64, 4, 1), 128: (64, 4, 1), 256: (16, 4, 1)}) for kind, name in DECAYS.items()
-} | {"channel": _chunked("inverse", DECAYS["channel"], {64: (32, 4, 1), 256: (16, 4, 1)})}
+PAIRS = {
+    kind: _chunked("pairs", name, {64: (64, 4, 1), 128: (64, 4, 1), 256: (16, 4, 1)}) for kind, name in DECAYS.items()
+} | {"channel": _chunked("pairs", DECAYS["channel"], {64: (32, 4, 1), 256: (16, 4, 1)})}
 WALK = {
     kind: _walking("walk", name, {64: (32, 4, 1), 128: (32, 8, 1), 256: (16, 8, 1)}) for kind, name in DECAYS.items()
 }

@@ -23,19 +23,20 @@ from ..._tiles import (
     times,
     until_end,
 )
-from ._chunks import first_slot, load_fade, locate_chunk, pairs
+from ._chunks import first_slot, load_fade, locate_chunk, weights_between
 from ._configs import BACKWARD_CHUNK, BACKWARD_WALK, kind_of
-from .inverse import chunk_size, num_slots, run_inverse
+from .pairs import run_pairs
 from .walk import run_walk
 
 
 @triton.jit
 def delta_rule_bwd_walk_kernel(
-    q_ptr, k_ptr, beta_ptr, gate_ptr, inverse_ptr, dy_ptr, dv_ptr, dstates_ptr, dend_ptr, dstart_ptr, seqlens_ptr,
+    q_ptr, k_ptr, beta_ptr, gate_ptr, inverse_ptr, scores_ptr, dy_ptr, dv_ptr, dstates_ptr, dend_ptr, dstart_ptr,
+    seqlens_ptr,
     q_strides, k_strides, beta_strides, gate_strides, dy_strides, scale,
     T, H, K: tl.constexpr, V: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, LEVELS: tl.constexpr,
-    BY_CHANNEL: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BY_CHANNEL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: a head and BLOCK_V columns of the memory's gradient, backward in time.
 
@@ -45,7 +46,6 @@ def delta_rule_bwd_walk_kernel(
     block, head, sequence, row, first, length, _ = locate(seqlens_ptr, T, H, T, tl.cdiv(V, BLOCK_V))
     offs_t, offs_k, offs_v = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K), block * BLOCK_V + tl.arange(0, BLOCK_V)
     mask_k, mask_v = offs_k < K, offs_v < V
-    seen = offs_t[:, None] >= offs_t[None, :]
     offs_square = offs_t[:, None] * BLOCK_T + offs_t[None, :]
     offs_memory = offs_k[:, None] * V + offs_v[None, :]
     mask_memory = mask_k[:, None] & mask_v[None, :]
@@ -67,7 +67,8 @@ def delta_rule_bwd_walk_kernel(
         k = tile(rows(k_ptr, k_strides, row, token, head, offs_t), mask_t, offs_k, mask_k)
         dy = tile(rows(dy_ptr, dy_strides, row, token, head, offs_t), mask_t, offs_v, mask_v)
         beta = tl.load(rows(beta_ptr, beta_strides, row, token, head, offs_t), mask=mask_t, other=0.0).to(tl.float32)
-        coarse, fine = 0.0, 0.0
+        scores = tl.load(scores_ptr + slot * BLOCK_T * BLOCK_T + offs_square)
+        inverse = tl.load(inverse_ptr + slot * BLOCK_T * BLOCK_T + offs_square)
         reader, asker, writer = times(q, scale), k, k
         if FADES:
             gate_rows = rows(gate_ptr, gate_strides, row, token, head, offs_t)
@@ -81,13 +82,8 @@ def delta_rule_bwd_walk_kernel(
         dwritten = read_memory(writer, dmemory, PRECISION)
         if FADES and not BY_CHANNEL:
             dwritten *= until_end(coarse, fine, all_coarse, all_fine)[:, None]
-        weights = pairs(q, k, coarse, fine, offs_t, seen, LEVELS, FADES, BY_CHANNEL) * scale
-        dwritten = dot(tl.trans(weights).to(dy.dtype), dy, dwritten)
-        dv = dwritten * beta[:, None]
-        if inverse_ptr is not None:
-            inverse = tl.load(inverse_ptr + slot * BLOCK_T * BLOCK_T + offs_square)
-            dv = dot(tl.trans(inverse), dv.to(inverse.dtype))
-        dv = dv.to(dv_ptr.dtype.element_ty)
+        dwritten = dot(tl.trans(scores), dy, dwritten)
+        dv = dot(tl.trans(inverse), (dwritten * beta[:, None]).to(inverse.dtype)).to(dv_ptr.dtype.element_ty)
         dv_tile = dv_ptr + here * V + (offs_t * (H * V))[:, None] + offs_v[None, :]
         tl.store(dv_tile, dv, mask=mask_t[:, None] & mask_v[None, :])
         if FADES:
@@ -102,7 +98,7 @@ def delta_rule_bwd_walk_kernel(
 
 @triton.jit(do_not_specialize=["num_sequences"])
 def delta_rule_bwd_chunk_kernel(
-    q_ptr, k_ptr, beta_ptr, gate_ptr, dy_ptr, dv_ptr, errors_ptr, states_ptr, dstates_ptr,
+    q_ptr, k_ptr, beta_ptr, gate_ptr, scores_ptr, dy_ptr, dv_ptr, errors_ptr, states_ptr, dstates_ptr,
     dq_ptr, dk_ptr, dbeta_ptr, dgate_ptr, seqlens_ptr,
     q_strides, k_strides, beta_strides, gate_strides, dy_strides, scale,
     num_sequences, T, H, K: tl.constexpr, V: tl.constexpr,
@@ -115,6 +111,7 @@ def delta_rule_bwd_chunk_kernel(
         return
     offs_t, offs_k = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K)
     mask_t, mask_k = start + offs_t < length, offs_k < K
+    offs_square = offs_t[:, None] * BLOCK_T + offs_t[None, :]
     seen, earlier = offs_t[:, None] >= offs_t[None, :], offs_t[:, None] > offs_t[None, :]
     token = first + start
     here = (row * T + token) * H + head  # of contiguous tensors; the next token is H further
@@ -123,26 +120,12 @@ def delta_rule_bwd_chunk_kernel(
     k = tile(rows(k_ptr, k_strides, row, token, head, offs_t), mask_t, offs_k, mask_k)
     beta = tl.load(rows(beta_ptr, beta_strides, row, token, head, offs_t), mask=mask_t, other=0.0).to(tl.float32)
     coarse, fine = 0.0, 0.0
-    writer = k
-    if FADES:
-        gate_rows = rows(gate_ptr, gate_strides, row, token, head, offs_t)
-        coarse, fine, all_coarse, all_fine = load_fade(gate_rows, mask_t, offs_k, mask_k, BY_CHANNEL)
-        read = since_start(coarse, fine) if BY_CHANNEL else since_start(coarse, fine)[:, None]
-        if BY_CHANNEL:
-            left = until_end(coarse, fine, all_coarse[None, :], all_fine[None, :])
-        else:
-            left = until_end(coarse, fine, all_coarse, all_fine)[:, None]
-        writer = times(k, left)
-    scores = pairs(q, k, coarse, fine, offs_t, seen, LEVELS, FADES, BY_CHANNEL) * scale
-    likeness = pairs(k, k, coarse, fine, offs_t, earlier, LEVELS, FADES, BY_CHANNEL)
-    scores_half, likeness_half = scores.to(q.dtype), likeness.to(q.dtype)
 
-    dscores = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
-    dlikeness = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
+    of_scores = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
+    of_likeness = tl.zeros((BLOCK_T, BLOCK_T), tl.float32)
     dq = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
     dasked = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
     dk = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
-    dbeta = tl.zeros((BLOCK_T,), tl.float32)
     passing = tl.zeros((BLOCK_K,), tl.float32)
     for block in range(0, V, BLOCK_V):
         offs_v = block + tl.arange(0, BLOCK_V)
@@ -156,66 +139,76 @@ def delta_rule_bwd_chunk_kernel(
         errors = tl.load(errors_ptr + offs_tile, mask=mask_tile, other=0.0)
         memory = tl.load(states_ptr + offs_memory, mask=mask_memory, other=0.0)
         dafter = tl.load(dstates_ptr + offs_memory, mask=mask_memory, other=0.0)
-        written = times(errors, beta[:, None])
-        dscores = dot(dy, tl.trans(written), dscores)
-        dlikeness = dot(-dv, tl.trans(written), dlikeness)
+        of_scores = dot(dy, tl.trans(errors), of_scores)
+        of_likeness = dot(-dv, tl.trans(errors), of_likeness)
         dq = dot(dy, tl.trans(memory), dq)
         dasked = dot(-dv, tl.trans(memory), dasked)
-        dk = dot(written, tl.trans(dafter), dk)
-        dwritten = dot(writer, dafter)
-        dwritten = dot(tl.trans(scores_half), dy, dwritten)
-        dwritten = dot(tl.trans(likeness_half), -dv, dwritten)
-        dbeta += tl.sum(errors.to(tl.float32) * dwritten, 1)
+        dk = dot(errors, tl.trans(dafter), dk)
         if FADES:
             passing += tl.sum(memory.to(tl.float32) * dafter.to(tl.float32), 1)
-    tl.store(dbeta_ptr + here + offs_t * H, dbeta, mask=mask_t)
 
     dq *= scale
     if FADES:
+        gate_rows = rows(gate_ptr, gate_strides, row, token, head, offs_t)
+        coarse, fine, all_coarse, all_fine = load_fade(gate_rows, mask_t, offs_k, mask_k, BY_CHANNEL)
+        read, total = since_start(coarse, fine), since_start(all_coarse, all_fine)
+        if BY_CHANNEL:
+            left = until_end(coarse, fine, all_coarse[None, :], all_fine[None, :])
+        else:
+            read = read[:, None]
+            left = until_end(coarse, fine, all_coarse, all_fine)[:, None]
         dq *= read
         dasked *= read
         dk *= left
+    # What a token writes is beta E: the products with E give the gradient of beta, times beta they give all others.
+    scores = tl.load(scores_ptr + slot * BLOCK_T * BLOCK_T + offs_square).to(tl.float32)
+    likeness = weights_between(k, k, coarse, fine, offs_t, earlier, LEVELS, FADES, BY_CHANNEL)
+    dbeta = tl.sum(scores * of_scores + likeness * of_likeness, 0) + tl.sum(k.to(tl.float32) * dk, 1)
+    tl.store(dbeta_ptr + here + offs_t * H, dbeta, mask=mask_t)
+    of_scores *= beta[None, :]
+    of_likeness *= beta[None, :]
+    dk *= beta[:, None]
+    if FADES:
         from_before = q.to(tl.float32) * dq + k.to(tl.float32) * dasked
         to_after = k.to(tl.float32) * dk
-        crossing = passing * (since_start(all_coarse, all_fine) if BY_CHANNEL else 1.0)
     if BY_CHANNEL:
         inside = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
-        dscores *= scale
-        own = tl.sum(tl.where(offs_t[:, None] == offs_t[None, :], dscores, 0.0), 1)
+        of_scores *= scale
+        own = tl.sum(tl.where(offs_t[:, None] == offs_t[None, :], of_scores, 0.0), 1)
         dq += own[:, None] * k.to(tl.float32)
         dk += own[:, None] * q.to(tl.float32)
         for level in tl.static_range(LEVELS):
             factor = border_factor(coarse, fine, 1 << level)
             reads, asks = times(q, factor), times(k, factor)  # of late rows; an early one is a writer: asks
             across = late_and_early(offs_t, 1 << level)
-            of_scores = tl.where(across, dscores, 0.0).to(q.dtype)
-            of_likeness = tl.where(across, dlikeness, 0.0).to(q.dtype)
-            to_q, to_asked = dot(of_scores, asks), dot(of_likeness, asks)
-            to_k = dot(tl.trans(of_likeness), asks, dot(tl.trans(of_scores), reads))
+            from_q = tl.where(across, of_scores, 0.0).to(q.dtype)
+            from_k = tl.where(across, of_likeness, 0.0).to(q.dtype)
+            to_q, to_asked = dot(from_q, asks), dot(from_k, asks)
+            to_k = dot(tl.trans(from_k), asks, dot(tl.trans(from_q), reads))
             inside += reads.to(tl.float32) * to_q + asks.to(tl.float32) * (to_asked - to_k)
             dq += factor * to_q
             dk += factor * (to_asked + to_k)
         dgate = tl.cumsum(inside + from_before, 0, reverse=True) + tl.cumsum(to_after, 0) - to_after
         dgate_tile = dgate_ptr + here * K + (offs_t * (H * K))[:, None] + offs_k[None, :]
-        tl.store(dgate_tile, dgate + crossing[None, :], mask=mask_t[:, None] & mask_k[None, :])
+        tl.store(dgate_tile, dgate + (passing * total)[None, :], mask=mask_t[:, None] & mask_k[None, :])
     else:
         if FADES:
-            flow = tl.where(earlier, scores * dscores + likeness * dlikeness, 0.0)
+            flow = tl.where(earlier, scores * of_scores + likeness * of_likeness, 0.0)
             inside = tl.sum(flow, 1) - tl.sum(flow, 0) + tl.sum(from_before, 1)
             after = tl.sum(to_after, 1)
             # a column: a sum over its only axis does not compile for memories of Blackwell's tensor cores
-            crossing = tl.sum(crossing[:, None], 0) * since_start(all_coarse, all_fine)
+            crossing = tl.sum(passing[:, None], 0) * total
             dgate = tl.cumsum(inside, 0, reverse=True) + tl.cumsum(after, 0) - after + crossing
             tl.store(dgate_ptr + here + offs_t * H, dgate, mask=mask_t)
             fades = fade_between(coarse, fine, seen)
-            dscores *= fades
-            dlikeness *= fades
-        dscores = tl.where(seen, dscores * scale, 0.0).to(q.dtype)
-        dlikeness = tl.where(earlier, dlikeness, 0.0).to(q.dtype)
-        dq = dot(dscores, k, dq)
-        dk = dot(tl.trans(dscores), q, dk)
-        dasked = dot(dlikeness, k, dasked)
-        dk = dot(tl.trans(dlikeness), k, dk)
+            of_scores *= fades
+            of_likeness *= fades
+        of_scores = tl.where(seen, of_scores * scale, 0.0).to(q.dtype)
+        of_likeness = tl.where(earlier, of_likeness, 0.0).to(q.dtype)
+        dq = dot(of_scores, k, dq)
+        dk = dot(tl.trans(of_scores), q, dk)
+        dasked = dot(of_likeness, k, dasked)
+        dk = dot(tl.trans(of_likeness), k, dk)
     offs_tile = here * K + (offs_t * (H * K))[:, None] + offs_k[None, :]
     mask_tile = mask_t[:, None] & mask_k[None, :]
     tl.store(dq_ptr + offs_tile, dq.to(dq_ptr.dtype.element_ty), mask=mask_tile)
@@ -230,10 +223,9 @@ def run_backward(
     (b, t, h, key), value = q.shape, v.shape[-1]
     n = b if cu_seqlens is None else len(cu_seqlens) - 1
     kind, width = kind_of(log_decay), max(key, value)
-    inverse = run_inverse(k, v, beta, log_decay, cu_seqlens)
-    chunk = chunk_size(inverse)
-    slots = num_slots(b, t, cu_seqlens, chunk)
-    common = dict(BLOCK_T=chunk, BLOCK_K=power_of_two(key), LEVELS=chunk.bit_length() - 1, BY_CHANNEL=kind == "channel")
+    inverse, scores = run_pairs(q, k, v, beta, log_decay, cu_seqlens, scale, scored=True)
+    slots, _, chunk, _ = inverse.shape
+    common = dict(BLOCK_T=chunk, BLOCK_K=power_of_two(key), BY_CHANNEL=kind == "channel")
     errors, states, dstates = v.new_empty(v.shape), *(v.new_empty(slots, h, key, value) for _ in range(2))
     run_walk(k, v, beta, log_decay, inverse, state, cu_seqlens, scale, errors=errors, states=states)
 
@@ -244,14 +236,15 @@ def run_backward(
     config = dict(BACKWARD_WALK[kind].pick(q.dtype, width))
     block_v = min(config.pop("BLOCK"), power_of_two(value))
     delta_rule_bwd_walk_kernel[(n * h * triton.cdiv(value, block_v),)](
-        q, k, beta, log_decay, inverse, dy, dv, dstates, dmemory, dstate, cu_seqlens,
+        q, k, beta, log_decay, inverse, scores, dy, dv, dstates, dmemory, dstate, cu_seqlens,
         *strides_of(q, k, beta, log_decay, dy), scale, t, h, key, value,
         BLOCK_V=block_v, PRECISION=precision(), **common, **config,
     )  # fmt: skip
     config = dict(BACKWARD_CHUNK[kind].pick(q.dtype, width))
     block_v = min(config.pop("BLOCK"), power_of_two(value))
     delta_rule_bwd_chunk_kernel[(slots * h,)](
-        q, k, beta, log_decay, dy, dv, errors, states, dstates, dq, dk, dbeta, dgate, cu_seqlens,
-        *strides_of(q, k, beta, log_decay, dy), scale, n, t, h, key, value, BLOCK_V=block_v, **common, **config,
+        q, k, beta, log_decay, scores, dy, dv, errors, states, dstates, dq, dk, dbeta, dgate, cu_seqlens,
+        *strides_of(q, k, beta, log_decay, dy), scale, n, t, h, key, value,
+        BLOCK_V=block_v, LEVELS=chunk.bit_length() - 1, **common, **config,
     )  # fmt: skip
     return [dq, dk, dv, dbeta, dgate, dstate]

@@ -17,22 +17,22 @@ from ..._tiles import (
     times,
     until_end,
 )
-from ._chunks import first_slot, load_fade, pairs
+from ._chunks import first_slot, load_fade, weights_between
 from ._configs import WALK, kind_of
-from .inverse import chunk_size
 
 
 @triton.jit
 def delta_rule_walk_kernel(
-    q_ptr, k_ptr, v_ptr, beta_ptr, gate_ptr, inverse_ptr, y_ptr, errors_ptr, states_ptr, start_ptr, end_ptr,
+    q_ptr, k_ptr, v_ptr, beta_ptr, gate_ptr, inverse_ptr, scores_ptr, y_ptr, errors_ptr, states_ptr, start_ptr, end_ptr,
     seqlens_ptr, q_strides, k_strides, v_strides, beta_strides, gate_strides, scale,
     T, H, K: tl.constexpr, V: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, LEVELS: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BY_CHANNEL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: a head and BLOCK_V columns of its memory (BLOCK_K, BLOCK_V), a chunk of BLOCK_T tokens at a time.
 
-    It writes y; or instead E and the memory before each chunk.
+    It writes y; or instead E and the memory before each chunk. Without U and scores there is one token, or no decay a
+    channel that would have to be weighed.
     """
     FADES: tl.constexpr = gate_ptr is not None
     block, head, sequence, row, first, length, _ = locate(seqlens_ptr, T, H, T, tl.cdiv(V, BLOCK_V))
@@ -85,8 +85,12 @@ def delta_rule_walk_kernel(
             y = read_memory(times(q, read) if BY_CHANNEL else q, memory, PRECISION)
             if FADES and not BY_CHANNEL:
                 y *= read[:, None]
-            weights = pairs(q, k, coarse, fine, offs_t, seen, LEVELS, FADES, BY_CHANNEL)
-            y = dot(weights.to(k.dtype), written, y) * scale
+            if scores_ptr is not None:
+                scores = tl.load(scores_ptr + slot * BLOCK_T * BLOCK_T + offs_square)
+            else:
+                scores = weights_between(q, k, coarse, fine, offs_t, seen, 0, FADES and not BY_CHANNEL, False)
+                scores = times(scores, scale).to(k.dtype)
+            y = dot(scores, written, y * scale)
             y_tile = y_ptr + here * V + (offs_t * (H * V))[:, None] + offs_v[None, :]
             tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=mask_tile)
         if FADES:
@@ -104,8 +108,8 @@ def delta_rule_walk_kernel(
 
 def run_walk(
     k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, inverse: Tensor | None, state: Tensor | None,
-    cu_seqlens: Tensor | None, scale: float, *, q: Tensor | None = None, y: Tensor | None = None,
-    end: Tensor | None = None, errors: Tensor | None = None, states: Tensor | None = None,
+    cu_seqlens: Tensor | None, scale: float, *, q: Tensor | None = None, scores: Tensor | None = None,
+    y: Tensor | None = None, end: Tensor | None = None, errors: Tensor | None = None, states: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fill y and the memory after the last token; or E (b, t, h, v) and the memory before each chunk."""
     (b, t, h, key), value = k.shape, v.shape[-1]
@@ -113,10 +117,10 @@ def run_walk(
     kind = kind_of(log_decay)
     config = dict(WALK[kind].pick(k.dtype, max(key, value)))
     block_v = min(config.pop("BLOCK"), power_of_two(value))
-    chunk = chunk_size(inverse)
+    chunk = power_of_two(1) if inverse is None else inverse.shape[-1]
     delta_rule_walk_kernel[(n * h * triton.cdiv(value, block_v),)](
-        q, k, v, beta, log_decay, inverse, y, errors, states, state, end, cu_seqlens,
+        q, k, v, beta, log_decay, inverse, scores, y, errors, states, state, end, cu_seqlens,
         *strides_of(q, k, v, beta, log_decay), scale, t, h, key, value,
-        BLOCK_T=chunk, BLOCK_K=power_of_two(key), BLOCK_V=block_v, LEVELS=chunk.bit_length() - 1,
+        BLOCK_T=chunk, BLOCK_K=power_of_two(key), BLOCK_V=block_v,
         BY_CHANNEL=kind == "channel", PRECISION=precision(), **config,
     )  # fmt: skip
