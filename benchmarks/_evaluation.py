@@ -11,7 +11,7 @@ from torch import Tensor
 from subquad.kernels._dispatch import HAS_TRITON
 
 SEED = 0
-SHARED = ("weight", "bias", "filter", "skip", "sinks")  # inputs that all rows of a batch share
+SHARED = ("weight", "bias", "filter", "skip", "sinks", "A", "D")  # inputs that all rows of a batch share
 
 
 @dataclass

@@ -46,6 +46,11 @@ FAR_CASES: dict[str, dict[str, dict]] = {  # sizes of a row; "packed" rows lie b
         "far-tokens-packed": HEADS | dict(k=16, v=128, state=False, packed=True),
         "far-states": dict(t=1, h=4, k=64, v=64, decay="head"),
     },
+    "selective_scan": {
+        "far-rows": dict(t=32, d=512, m=2, state=False),
+        "far-tokens-packed": dict(t=32, d=512, m=2, state=False, packed=True),
+        "far-states": dict(t=1, d=512, m=16),
+    },
     "linear_recurrence": {
         "far-rows": dict(t=32, d=512, state=False),
         "far-tokens-packed": dict(t=32, d=512, state=False, packed=True),

@@ -56,6 +56,13 @@ GPU_CASES = {  # besides those of the ops, which are small: as many programs at 
         "many-heads": dict(b=1, t=2, h=MANY, k=8, v=8, decay="channel"),
         "many-rows-decode": dict(b=MANY, t=1, h=1, k=8, v=8),
     },
+    "selective_scan": {
+        "busy": dict(b=4, t=200, d=2048, m=16),
+        "busy-few": dict(b=1, t=4000, d=64, m=16),
+        "many-rows": dict(b=MANY, t=2, d=4, m=2),
+        "many-channels": dict(b=1, t=2, d=64 * MANY, m=2),
+        "many-rows-decode": dict(b=MANY, t=1, d=4, m=2),
+    },
     "linear_recurrence": {
         "busy": dict(b=4, t=200, d=8192),
         "busy-few": dict(b=1, t=4000, d=64),

@@ -189,6 +189,10 @@ def forms(op: str, head_dims: tuple[int, ...]) -> Iterator[Sizes]:
                 yield dict(v=k, b=1, h=8)
                 yield dict(v=k, t=1, b=64, state=True)
     match op:
+        case "selective_scan":
+            yield {}
+            yield dict(b=1, d=512)
+            yield dict(t=1, b=64, state=True)
         case "linear_recurrence":
             yield {}
             yield dict(b=1, d=256)

@@ -8,6 +8,7 @@ from subquad.kernels.linear_attention import linear_attention
 from subquad.kernels.linear_recurrence import linear_recurrence
 from subquad.kernels.long_conv import long_conv
 from subquad.kernels.polynomial_attention import polynomial_attention
+from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.short_conv import short_conv
 from subquad.mixers import MIXERS, build_layers, create
 
@@ -25,5 +26,6 @@ __all__ = [
     "linear_recurrence",
     "long_conv",
     "polynomial_attention",
+    "selective_scan",
     "short_conv",
 ]

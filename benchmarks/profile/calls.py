@@ -18,7 +18,7 @@ from .capture import tensor_bytes
 Sizes = dict[str, int | float | str | bool | None]
 
 DTYPES = ("float32", "float16", "bfloat16")
-STAY_FLOAT32 = ("state", "log_decay", "beta")  # what training in half precision keeps in float32
+STAY_FLOAT32 = ("state", "log_decay", "beta", "A", "D")  # what training in half precision keeps in float32
 
 HEADS = dict(b=4, t=4096, h=16, k=64, v=64)
 OP_SIZES: dict[str, Sizes] = {
@@ -26,13 +26,14 @@ OP_SIZES: dict[str, Sizes] = {
     "linear_attention": HEADS,
     "polynomial_attention": HEADS | dict(k=16),
     "delta_rule": HEADS,
+    "selective_scan": dict(b=4, t=4096, d=2048, m=16),
     "linear_recurrence": dict(b=4, t=4096, d=1024),
     "short_conv": dict(b=4, t=4096, d=1024, w=4, activation="silu"),
     "long_conv": dict(b=4, t=4096, d=1024, l=4096),
 }
 MIXER_SIZES: Sizes = dict(b=4, t=4096, d_model=1024)
 NUM_SEQS, PAST = "num_seqs", "past"  # sizes that no make_inputs and no mixer takes, see `Subject`
-NOT_PROFILED = ("generator", "cu_seqlens", "starts", "gain", "gates")
+NOT_PROFILED = ("generator", "cu_seqlens", "starts", "gain", "gates", "steps")
 FIXED_OPTIONS = ("backend", "device", "dtype")
 MAX_ELEMENTS = 1 << 40  # of all tensors together: more fits in no GPU
 SEED = 0

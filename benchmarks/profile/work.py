@@ -9,7 +9,7 @@ from subquad.kernels.polynomial_attention import num_features
 from .calls import Sizes, Subject, borders_of
 
 PASSES = ("forward", "backward")
-CHANNEL_WISE = ("linear_recurrence", "short_conv", "long_conv")  # which no matrix unit multiplies
+CHANNEL_WISE = ("selective_scan", "linear_recurrence", "short_conv", "long_conv")  # which no matrix unit multiplies
 UNITS = {"float32": "tf32", "float16": "half", "bfloat16": "half"}  # the fastest that multiply numbers of this dtype
 
 METHOD = (
@@ -17,7 +17,8 @@ METHOD = (
     "pairs of a query and a key, five products backward for two forward; the linear family by the recurrence, two "
     "products of the state's size a token forward and five backward (the state computed again, dq, the state's "
     "gradient, dk, dv), of the delta rule three and eight; a recurrence of channels by one forward and two backward; "
-    "a short filter by its taps; a long one by real transforms of length n = 2t, 2.5 n log2 n each. "
+    "a scan by two a state forward and six backward; a short filter by its taps; a long one by real transforms of "
+    "length n = 2t, 2.5 n log2 n each. "
     "Exponentials, decays, gates and masks are not counted.",
 )
 
@@ -70,6 +71,12 @@ def _recurrence(sizes: Sizes, rows: int, columns: int) -> tuple[int, int]:
     return 2 * product, 5 * product
 
 
+def _selective_scan(sizes: Sizes) -> tuple[int, int]:
+    """Forward h and y; backward h again, and the gradients of h, dt A, dt x, B and C."""
+    product = 2 * sizes["b"] * sizes["t"] * sizes["d"] * sizes["m"]
+    return 2 * product, 6 * product
+
+
 def _linear_recurrence(sizes: Sizes) -> tuple[int, int]:
     product = 2 * sizes["b"] * sizes["t"] * sizes["d"]
     return product, 2 * product
@@ -97,6 +104,7 @@ _COUNTS: dict[str, Callable[[Sizes], tuple[int, int]]] = {
     "linear_attention": _linear,
     "polynomial_attention": _polynomial,
     "delta_rule": _delta,
+    "selective_scan": _selective_scan,
     "linear_recurrence": _linear_recurrence,
     "short_conv": _short_conv,
     "long_conv": _long_conv,

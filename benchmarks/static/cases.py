@@ -12,6 +12,7 @@ WIDTH_MEANS = {
     "linear_attention": "head dim",
     "polynomial_attention": "head dim of v",
     "delta_rule": "head dim",
+    "selective_scan": "number of states a channel",
     "linear_recurrence": "number of channels",
     "short_conv": "filter width",
     "long_conv": "length",
@@ -22,6 +23,7 @@ WIDTHS = {
     "linear_attention": HEAD_DIMS,
     "polynomial_attention": HEAD_DIMS,
     "delta_rule": HEAD_DIMS,
+    "selective_scan": (16, 64),
     "linear_recurrence": (1024,),
     "short_conv": (2, 3, 4, 8),
     "long_conv": (64, 1024, 4096, 16384),
@@ -81,6 +83,8 @@ def _forms(op: str, width: int) -> dict[str, Sizes]:
             return {label: dict(square, decay=decay) for label, decay in kinds.items()}
         case "polynomial_attention":
             return {"keys of 16": dict(square, k=16)}
+        case "selective_scan":
+            return {"plain": dict(b=4, t=4096, d=2048, m=width)}
         case "linear_recurrence":
             return {"plain": dict(b=4, t=4096, d=8 * width), "few channels": dict(b=4, t=4096, d=width)}
         case "short_conv":
@@ -125,6 +129,12 @@ def _options(op: str) -> tuple[int, dict[str, Sizes]]:
                 "state": dict(HEADS, **both, decay="channel", state=True),
                 "decode": dict(b=4, t=1, h=16, **both, decay="head", state=True),
                 "decode, channel": dict(b=4, t=1, h=16, **both, decay="channel", state=True),
+            }
+        case "selective_scan":
+            return 16, {
+                "few channels": dict(b=1, t=4096, d=1024, m=16),
+                "packed, state": dict(b=1, t=16384, d=1024, m=16, num_seqs=4, state=True, skip=False),
+                "decode": dict(b=4, t=1, d=2048, m=16, state=True),
             }
         case "linear_recurrence":
             return 1024, {
