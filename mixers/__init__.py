@@ -7,10 +7,20 @@ from ._mixer import Mixer, State, state_bytes
 from .attention import Attention
 from .base_conv import BaseConv
 from .based import Based
+from .delta_net import DeltaNet
+from .gated_delta_net import GatedDeltaNet
+from .gla import GLA
+from .hgrn2 import HGRN2
 from .hybrid import HYBRIDS, MixerSpec, Pattern, lay, specs_of
 from .hyena import Hyena
+from .kimi_delta import KimiDelta
 from .linear_attention import LinearAttention
+from .mamba import Mamba
+from .mamba2 import Mamba2
+from .mlstm import MLSTM
 from .rebased import ReBased
+from .retention import Retention
+from .rg_lru import RGLRU
 from .sliding_window import SlidingWindow
 
 MIXERS = {
@@ -21,22 +31,44 @@ MIXERS = {
     "linear_attention": LinearAttention,
     "based": Based,
     "rebased": ReBased,
+    "retention": Retention,
+    "gla": GLA,
+    "hgrn2": HGRN2,
+    "mlstm": MLSTM,
+    "mamba2": Mamba2,
+    # delta rule family
+    "delta_net": DeltaNet,
+    "gated_delta_net": GatedDeltaNet,
+    "kimi_delta": KimiDelta,
+    # recurrences of channels
+    "mamba": Mamba,
+    "rg_lru": RGLRU,
     # convolution family
     "base_conv": BaseConv,
     "hyena": Hyena,
 }
 
 __all__ = [
+    "GLA",
+    "HGRN2",
     "HYBRIDS",
     "MIXERS",
+    "MLSTM",
+    "RGLRU",
     "Attention",
     "BaseConv",
     "Based",
+    "DeltaNet",
+    "GatedDeltaNet",
     "Hyena",
+    "KimiDelta",
     "LinearAttention",
+    "Mamba",
+    "Mamba2",
     "Mixer",
     "MixerSpec",
     "ReBased",
+    "Retention",
     "SlidingWindow",
     "State",
     "build_layers",

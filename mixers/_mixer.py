@@ -46,6 +46,8 @@ class Mixer(nn.Module, ABC):
         backend: passed to the ops.
     """
 
+    values = "v"  # the op's input that is mixed over time, linearly; all others decide with what weights
+
     def __init__(self, d_model: int, backend: str):
         super().__init__()
         self.d_model = d_model
@@ -84,11 +86,14 @@ class Mixer(nn.Module, ABC):
         """Norm, gate and output projection, token by token."""
 
     def mixing_matrix(self, x: Tensor) -> Tensor:
-        """The weights (b, h, t, t) with which `mix` sums the values of the tokens s <= t: y = matrix @ v.
+        """The weights with which `mix` sums the values of the tokens s <= t: y = matrix @ v.
 
-        The op is applied to the identity as values, so this is what runs, not a second account of it.
+        (b, h, t, t); or (b, d, t, t) where values are channels (b, t, d), each with weights of its own. The op is
+        applied to the identity as values, so this is what runs, not a second account of it.
         """
         inputs, _ = self.project(x, None, 0)
+        if inputs[self.values].ndim == 3:
+            return self._mixing_matrix_of_channels(inputs)
         b, t, g = inputs["v"].shape[:3]
         identity = torch.eye(t, dtype=inputs["v"].dtype, device=x.device)
         columns = []
@@ -96,6 +101,15 @@ class Mixer(nn.Module, ABC):
             v = part[None, :, None].expand(b, t, g, part.shape[1])
             columns.append(self.mix(inputs | {"v": v}, None)[0])  # (b, t, h, columns)
         return torch.cat(columns, dim=-1).transpose(1, 2)
+
+    def _mixing_matrix_of_channels(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Each of the t impulses is a row of the batch."""
+        b, t, d = inputs[self.values].shape
+        impulses = torch.eye(t, dtype=inputs[self.values].dtype, device=inputs[self.values].device)
+        impulses = impulses[None, :, :, None].expand(b, t, t, d).flatten(0, 1)
+        repeated = {name: z.repeat_interleave(t, dim=0) for name, z in inputs.items()}
+        y = self.mix(repeated | {self.values: impulses}, None)[0]  # (b s, t, d)
+        return y.unflatten(0, (b, t)).permute(0, 3, 2, 1)
 
     def state_size(self, t: int) -> int:
         """Bytes that one sequence carries after t tokens, read off the tensors of a run on shapes alone."""
