@@ -23,7 +23,7 @@ from .._decays import Decay, load_decay, sums_before, sums_from
 from .._packed import over_sequences
 from . import SHAPES
 
-LEAF = 8  # rows of a block that is inverted by a series: longer ones lose digits where keys are alike
+LEAF = 4  # rows of a block that is inverted by a series: longer ones lose digits where keys are alike
 
 
 def _allocate(
@@ -96,7 +96,7 @@ def _identity(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _inverse(a: Tensor) -> Tensor:
     """(I + a)^-1 of strictly lower triangular a (N, c, c), c a power of two.
 
-    Of the blocks on the diagonal by (I - a)(I + a^2)(I + a^4), for a^8 = 0; then two neighbours X and Y with the block
+    Of the blocks on the diagonal by (I - a)(I + a^2), for a^4 = 0; then two neighbours X and Y with the block
     b below X become [[X, 0], [-Y b X, Y]], and again.
     """
     c = a.shape[-1]

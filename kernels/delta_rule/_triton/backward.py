@@ -14,8 +14,6 @@ from ..._tiles import (
     fade_between,
     locate,
     power_of_two,
-    precision,
-    read_memory,
     rows,
     since_start,
     strides_of,
@@ -36,7 +34,6 @@ def delta_rule_bwd_walk_kernel(
     q_strides, k_strides, beta_strides, gate_strides, dy_strides, scale,
     T, H, K: tl.constexpr, V: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BY_CHANNEL: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: a head and BLOCK_V columns of the memory's gradient, backward in time.
 
@@ -79,7 +76,7 @@ def delta_rule_bwd_walk_kernel(
             reader, asker = times(q, read_tile * scale), times(k, read_tile)
         if BY_CHANNEL:
             writer = times(k, until_end(coarse, fine, all_coarse[None, :], all_fine[None, :]))
-        dwritten = read_memory(writer, dmemory, PRECISION)
+        dwritten = dot(writer, dmemory)
         if FADES and not BY_CHANNEL:
             dwritten *= until_end(coarse, fine, all_coarse, all_fine)[:, None]
         dwritten = dot(tl.trans(scores), dy, dwritten)
@@ -170,7 +167,8 @@ def delta_rule_bwd_chunk_kernel(
     dk *= beta[:, None]
     if FADES:
         from_before = q.to(tl.float32) * dq + k.to(tl.float32) * dasked
-        to_after = k.to(tl.float32) * dk
+        # Without the last token's, which fades no more: beside it, the others' would be lost in the sums.
+        to_after = tl.where((start + offs_t + 1 < length)[:, None], k.to(tl.float32) * dk, 0.0)
     if BY_CHANNEL:
         inside = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
         of_scores *= scale
@@ -238,7 +236,7 @@ def run_backward(
     delta_rule_bwd_walk_kernel[(n * h * triton.cdiv(value, block_v),)](
         q, k, beta, log_decay, inverse, scores, dy, dv, dstates, dmemory, dstate, cu_seqlens,
         *strides_of(q, k, beta, log_decay, dy), scale, t, h, key, value,
-        BLOCK_V=block_v, PRECISION=precision(), **common, **config,
+        BLOCK_V=block_v, **common, **config,
     )  # fmt: skip
     config = dict(BACKWARD_CHUNK[kind].pick(q.dtype, width))
     block_v = min(config.pop("BLOCK"), power_of_two(value))

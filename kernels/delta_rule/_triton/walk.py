@@ -8,8 +8,6 @@ from ..._tiles import (
     dot,
     locate,
     power_of_two,
-    precision,
-    read_memory,
     rows,
     since_start,
     strides_of,
@@ -27,7 +25,7 @@ def delta_rule_walk_kernel(
     seqlens_ptr, q_strides, k_strides, v_strides, beta_strides, gate_strides, scale,
     T, H, K: tl.constexpr, V: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    BY_CHANNEL: tl.constexpr, PRECISION: tl.constexpr,
+    BY_CHANNEL: tl.constexpr,
 ):  # fmt: skip
     """One program: a head and BLOCK_V columns of its memory (BLOCK_K, BLOCK_V), a chunk of BLOCK_T tokens at a time.
 
@@ -69,7 +67,7 @@ def delta_rule_walk_kernel(
         if BY_CHANNEL:
             asker = times(k, read)
             writer = times(k, until_end(coarse, fine, all_coarse[None, :], all_fine[None, :]))
-        asked = read_memory(asker, memory, PRECISION)
+        asked = dot(asker, memory)
         if FADES and not BY_CHANNEL:
             asked *= read[:, None]
         errors = v.to(tl.float32) - asked
@@ -82,7 +80,7 @@ def delta_rule_walk_kernel(
             tl.store(errors_tile, errors.to(errors_ptr.dtype.element_ty), mask=mask_tile)
         if y_ptr is not None:
             q = tile(rows(q_ptr, q_strides, row, token, head, offs_t), mask_t, offs_k, mask_k)
-            y = read_memory(times(q, read) if BY_CHANNEL else q, memory, PRECISION)
+            y = dot(times(q, read) if BY_CHANNEL else q, memory)
             if FADES and not BY_CHANNEL:
                 y *= read[:, None]
             if scores_ptr is not None:
@@ -122,5 +120,5 @@ def run_walk(
         q, k, v, beta, log_decay, inverse, scores, y, errors, states, state, end, cu_seqlens,
         *strides_of(q, k, v, beta, log_decay), scale, t, h, key, value,
         BLOCK_T=chunk, BLOCK_K=power_of_two(key), BLOCK_V=block_v,
-        BY_CHANNEL=kind == "channel", PRECISION=precision(), **config,
+        BY_CHANNEL=kind == "channel", **config,
     )  # fmt: skip
