@@ -3,17 +3,21 @@
 All at batch 1, 8 heads of width 64 in float32 unless a row says otherwise, forward and backward.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from subquad.kernels.causal_attention import causal_attention
+from subquad.kernels.delta_rule import delta_rule
 from subquad.kernels.linear_attention import linear_attention
 from subquad.kernels.long_conv import long_conv
 from subquad.kernels.polynomial_attention import polynomial_attention
+from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.short_conv import short_conv
 
 from . import peers
@@ -24,6 +28,7 @@ NUM_HEADS, HEAD_DIM = 8, 64
 FEATURE_DIM = 16  # Based's width of q and k before the expansion
 WINDOW = 512
 CONV_WIDTH = 4
+SCAN_CHANNELS, SCAN_STATES = 1024, 16
 LONG_CHANNELS, SHORT_CHANNELS = 256, 64  # of long convolutions over one long and over many short sequences
 
 
@@ -32,6 +37,7 @@ class Sizes:
     """Lengths at which the rows are measured; the tests use small ones."""
 
     t: int = 8192
+    scan_t: int = 2048  # a step a token takes minutes beyond
     slope: tuple[int, int] = (4096, 32768)
     memory: tuple[int, ...] = (2048, 8192, 32768)
     short_t: int = 64  # of recall training
@@ -47,12 +53,18 @@ class Comparison:
         goals: how many times faster than it each op has to be.
         make: the peer by name, and each op: (sizes, device) -> what to time.
         few_rows: whether its products have too few rows for the matmul lever.
+        package: what must be installed for the peer, "" if PyTorch is enough.
     """
 
     peer: str
     goals: dict[str, float]
     make: dict[str, Callable[[Sizes, torch.device], Run]]
     few_rows: bool = False
+    package: str = ""
+
+    @property
+    def is_installed(self) -> bool:
+        return not self.package or importlib.util.find_spec(self.package) is not None
 
 
 def forward_backward(function: Callable[..., Tensor | tuple[Tensor, Tensor]], **inputs: Tensor) -> Run:
@@ -78,12 +90,21 @@ def run_attention(t: int, device: torch.device, window: int | None) -> Run:
 
 def run_linear_attention(t: int, device: torch.device, decay: str) -> Run:
     """`decay`: "none", "scalar" (one for each head) or "vector" (one for each channel of the key)."""
-    inputs = _heads(t, device, HEAD_DIM)
-    inputs["k"] = inputs["k"] / HEAD_DIM**0.5
-    if decay != "none":
-        shape = (1, t, NUM_HEADS) if decay == "scalar" else (1, t, NUM_HEADS, HEAD_DIM)
-        inputs["log_decay"] = -0.1 * torch.rand(shape, device=device)
-    return forward_backward(linear_attention, **inputs)
+    return forward_backward(linear_attention, **_fading_heads(t, device, decay))
+
+
+def run_delta_rule(t: int, device: torch.device, decay: str = "none") -> Run:
+    """`decay` as of `run_linear_attention`."""
+    return forward_backward(delta_rule, **_delta_inputs(t, device, decay))
+
+
+def run_selective_scan(t: int, device: torch.device) -> Run:
+    return forward_backward(selective_scan, **_scan_inputs(t, device))
+
+
+def run_scan_loop(t: int, device: torch.device) -> Run:
+    turned = {name: x.transpose(1, 2).contiguous() if x.ndim == 3 else x for name, x in _scan_inputs(t, device).items()}
+    return forward_backward(peers.scan_loop, **turned)
 
 
 def run_polynomial_attention(t: int, device: torch.device) -> Run:
@@ -151,6 +172,27 @@ def _heads(t: int, device: torch.device, key_dim: int) -> dict[str, Tensor]:
     return {"q": q, "k": k, "v": torch.randn(1, t, NUM_HEADS, HEAD_DIM, device=device)}
 
 
+def _fading_heads(t: int, device: torch.device, decay: str) -> dict[str, Tensor]:
+    inputs = _heads(t, device, HEAD_DIM)
+    inputs["k"] = inputs["k"] / HEAD_DIM**0.5
+    if decay != "none":
+        shape = (1, t, NUM_HEADS) if decay == "scalar" else (1, t, NUM_HEADS, HEAD_DIM)
+        inputs["log_decay"] = -0.1 * torch.rand(shape, device=device)
+    return inputs
+
+
+def _delta_inputs(t: int, device: torch.device, decay: str) -> dict[str, Tensor]:
+    inputs = _fading_heads(t, device, decay)
+    return inputs | {"k": F.normalize(inputs["k"], dim=-1), "beta": torch.rand(1, t, NUM_HEADS, device=device)}
+
+
+def _scan_inputs(t: int, device: torch.device) -> dict[str, Tensor]:
+    x, dt = torch.randn(1, t, SCAN_CHANNELS, device=device), torch.rand(1, t, SCAN_CHANNELS, device=device) * 0.1
+    B, C = (torch.randn(1, t, SCAN_STATES, device=device) for _ in range(2))
+    A = -torch.arange(1.0, 1 + SCAN_STATES, device=device).repeat(SCAN_CHANNELS, 1)
+    return {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": torch.ones(SCAN_CHANNELS, device=device)}
+
+
 def _short_filter(d: int, device: torch.device) -> dict[str, Tensor]:
     return {"weight": torch.randn(d, CONV_WIDTH, device=device), "bias": torch.randn(d, device=device)}
 
@@ -180,12 +222,28 @@ def _in_both_layouts(
         yield Comparison(name, {op: goal}, {name: at(partial(run_peer, in_model=in_model)), op: at(run)})
 
 
+def _beside_fla(
+    op: str, peer: Callable[..., Tensor], inputs: Callable[..., dict[str, Tensor]], decay: str
+) -> Comparison:
+    """An op beside the plain chunked form of flash-linear-attention."""
+    name = "fla, plain chunks"
+
+    def run_peer(sizes: Sizes, device: torch.device) -> Run:
+        return forward_backward(peer, **inputs(sizes.t, device, decay))
+
+    return Comparison(name, {op: FLA_GOAL}, {name: run_peer, op: _at_t(SUBQUADRATIC[op])}, package="fla")
+
+
 SUBQUADRATIC: dict[str, Callable[[int, torch.device], Run]] = {
     "sliding_window": partial(run_attention, window=WINDOW),
     "linear_attention": partial(run_linear_attention, decay="none"),
     "linear_attention/scalar": partial(run_linear_attention, decay="scalar"),
     "linear_attention/vector": partial(run_linear_attention, decay="vector"),
+    "delta_rule": run_delta_rule,
+    "delta_rule/scalar": partial(run_delta_rule, decay="scalar"),
+    "delta_rule/vector": partial(run_delta_rule, decay="vector"),
     "polynomial_attention": run_polynomial_attention,
+    "selective_scan": run_selective_scan,
     "short_conv": run_short_conv,
     "long_conv": run_long_conv,
 }
@@ -195,14 +253,29 @@ ATTENTION_GOALS = {
     "linear_attention": 18,
     "linear_attention/scalar": 13,
     "linear_attention/vector": 10,
+    "delta_rule": 6.5,
+    "delta_rule/scalar": 5.5,
     "polynomial_attention": 5.5,
 }
+FLA_GOAL = 3
 COMPARISONS = (
     Comparison(
         "sdpa",
         ATTENTION_GOALS,
         {"sdpa": _at_t(run_sdpa), "causal_attention": _at_t(partial(run_attention, window=None))}
         | {name: _at_t(SUBQUADRATIC[name]) for name in ATTENTION_GOALS if name in SUBQUADRATIC},
+    ),
+    _beside_fla("linear_attention/scalar", peers.fla_scalar_decay, _fading_heads, "scalar"),
+    _beside_fla("delta_rule", peers.fla_delta_rule, _delta_inputs, "none"),
+    _beside_fla("delta_rule/scalar", peers.fla_gated_delta_rule, _delta_inputs, "scalar"),
+    _beside_fla("delta_rule/vector", peers.fla_kimi_delta, _delta_inputs, "vector"),
+    Comparison(
+        "a step a token",
+        {"selective_scan": 50},
+        {
+            "a step a token": lambda sizes, device: run_scan_loop(sizes.scan_t, device),
+            "selective_scan": lambda sizes, device: run_selective_scan(sizes.scan_t, device),
+        },
     ),
     *_in_both_layouts("long_conv", 1.6, "fft_conv", run_fft_conv, run_long_conv, _at_t),
     *_in_both_layouts("long_conv/short", 2.2, "fft_conv", run_fft_conv, run_long_conv, _many_short),

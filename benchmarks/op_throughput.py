@@ -168,7 +168,10 @@ def _measure_all(
 def _measure(measures: list[str], ops: list[str], sizes: Sizes, device: torch.device, levers: bool, status) -> Iterator:
     clock = clock_for(device)
     for comparison in COMPARISONS if "speed" in measures else ():
-        if wanted := [op for op in comparison.goals if op in ops]:
+        wanted = [op for op in comparison.goals if op in ops]
+        if wanted and not comparison.is_installed:
+            status.console.print(f"{', '.join(wanted)} beside {comparison.peer}: needs {comparison.package}; skipped")
+        elif wanted:
             status.update(f"levers {levers}: {', '.join(wanted)} against {comparison.peer}")
             yield from compare(comparison, wanted, sizes, device, levers)
     for op in SUBQUADRATIC:

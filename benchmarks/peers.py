@@ -55,3 +55,45 @@ def decode_by_concatenation(q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, pas
     """
     keys, values = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
     return F.scaled_dot_product_attention(q, keys, values)
+
+
+def scan_loop(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """Mamba's scan, everything expanded to (b, d, t, m) and then a step a token; x and dt (b, d, t), B and C (b, m, t).
+
+    Source: `selective_scan_ref` of github.com/state-spaces/mamba, mamba_ssm/ops/selective_scan_interface.py.
+    """
+    decay = torch.exp(torch.einsum("bdt,dm->bdtm", dt, A))
+    entering = torch.einsum("bdt,bmt,bdt->bdtm", dt, B, x)
+    h, ys = A.new_zeros(x.shape[0], *A.shape), []
+    for now in range(x.shape[2]):
+        h = decay[:, :, now] * h + entering[:, :, now]
+        ys.append(torch.einsum("bdm,bm->bd", h, C[:, :, now]))
+    return torch.stack(ys, dim=2) + x * D[:, None]
+
+
+# The plain chunked forms of flash-linear-attention, which are all that it runs without a GPU. They take (b, t, h, k).
+
+
+def fla_scalar_decay(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    from fla.ops.simple_gla.naive import naive_chunk_simple_gla
+
+    return naive_chunk_simple_gla(q, k, v, log_decay)[0]
+
+
+def fla_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    """It has the layout (b, h, t, k)."""
+    from fla.ops.delta_rule.naive import delta_rule_chunkwise
+
+    return delta_rule_chunkwise(*(x.transpose(1, 2) for x in (q, k, v, beta)))[0].transpose(1, 2)
+
+
+def fla_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor) -> Tensor:
+    from fla.ops.gated_delta_rule.naive import naive_chunk_gated_delta_rule
+
+    return naive_chunk_gated_delta_rule(q, k, v, log_decay, beta)[0]
+
+
+def fla_kimi_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor) -> Tensor:
+    from fla.ops.kda.naive import naive_chunk_kda
+
+    return naive_chunk_kda(q, k, v, log_decay, beta)[0]

@@ -160,6 +160,38 @@ def _gla() -> Callable[..., Tensor]:
     return run
 
 
+def _delta_rule() -> Callable[..., Tensor]:
+    from fla.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
+
+    def run(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, scale=None, state=None) -> Tensor:
+        function = fused_recurrent_delta_rule if q.shape[1] == 1 else chunk_delta_rule
+        return function(q, k, v, beta.to(q.dtype), scale=scale, initial_state=state, output_final_state=True)[0]
+
+    return run
+
+
+def _gated_delta_rule() -> Callable[..., Tensor]:
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+
+    def run(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, scale=None, state=None) -> Tensor:
+        function = fused_recurrent_gated_delta_rule if q.shape[1] == 1 else chunk_gated_delta_rule
+        states = {"initial_state": state, "output_final_state": True}
+        return function(q, k, v, g=log_decay, beta=beta, scale=scale, **states)[0]
+
+    return run
+
+
+def _kimi_delta() -> Callable[..., Tensor]:
+    from fla.ops.kda import chunk_kda, fused_recurrent_kda
+
+    def run(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, scale=None, state=None) -> Tensor:
+        function = fused_recurrent_kda if q.shape[1] == 1 else chunk_kda
+        states = {"initial_state": state, "output_final_state": True}
+        return function(q, k, v, g=log_decay, beta=beta, scale=scale, **states)[0]
+
+    return run
+
+
 def _many_tokens(inputs: Inputs) -> str:
     return "is for many tokens" if inputs["q"].shape[1] == 1 else ""
 
@@ -227,6 +259,19 @@ def _hgrn() -> Callable[..., Tensor]:
         return chunk_hgrn(x, log_decay, output_final_state=True)[0]
 
     return run
+
+
+def _mamba() -> Callable[..., Tensor]:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    def run(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D=None) -> Tensor:
+        return selective_scan_fn(x, dt, A, B, C, D).transpose(1, 2)
+
+    return run
+
+
+def _scan_channels_first(inputs: Inputs) -> Inputs:
+    return {name: x.transpose(1, 2).contiguous() if name in ("x", "dt", "B", "C") else x for name, x in inputs.items()}
 
 
 # Convolutions. causal-conv1d takes (b, d, t) of any strides, so a view of our (b, t, d); PyTorch wants it contiguous.
@@ -333,6 +378,17 @@ BASELINES: dict[str, tuple[Baseline, ...]] = {
         _fla("parallel_based", _based("parallel_based"), _FROM_ZERO, _polynomial_of(BASED)),
         _fla("fused_chunk_based", _based("fused_chunk_based"), _FROM_ZERO, _polynomial_of(BASED)),
         _fla("parallel_rebased", _rebased, _FROM_ZERO, _refuse(scale=None), _polynomial_of(REBASED)),
+    ),
+    "delta_rule": (
+        _fla("delta_rule", _delta_rule, _refuse(cu_seqlens=None), _decay_of(None)),
+        _fla("gated_delta_rule", _gated_delta_rule, _refuse(cu_seqlens=None), _decay_of(3)),
+        _fla("kda", _kimi_delta, _refuse(cu_seqlens=None), _decay_of(4)),
+    ),
+    "selective_scan": (
+        Baseline(
+            "mamba-ssm", _mamba, _FROM_ZERO, lay_out=_scan_channels_first,
+            package="mamba_ssm", install="pip install --no-build-isolation mamba-ssm",
+        ),
     ),
     "linear_recurrence": (_fla("hgrn", _hgrn, _refuse(cu_seqlens=None)),),
     "short_conv": (

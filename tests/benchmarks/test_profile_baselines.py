@@ -79,6 +79,10 @@ def test_our_own_inputs_stay_as_they_are():
      {"fla chunk_linear_attn": "keeps the sums of weights apart from the state"}),
     ("linear_attention", HEADS | dict(t=1, state=True),
      {"fla chunk_linear_attn": "is for many tokens", "fla fused_recurrent_linear_attn": ""}),
+    ("delta_rule", HEADS, {"fla delta_rule": "", "fla gated_delta_rule": "is the form with a decay a head"}),
+    ("delta_rule", HEADS | dict(decay="channel"), {"fla delta_rule": "is the form without a decay", "fla kda": ""}),
+    ("selective_scan", dict(b=1, t=9, d=4, m=3, state=True), {"mamba-ssm": "has no state"}),
+    ("linear_recurrence", dict(b=1, t=9, d=4, cu_seqlens=(0, 4, 9)), {"fla hgrn": "has no cu_seqlens"}),
     ("polynomial_attention", HEADS,
      {"fla parallel_based": "", "fla parallel_rebased": f"has the coefficients {REBASED}, not {BASED}"}),
     ("polynomial_attention", HEADS | dict(coefficients=REBASED), {"fla parallel_rebased": ""}),
@@ -115,13 +119,40 @@ PUBLISHED = {
         "chunk_gla": "q k v g scale initial_state output_final_state state_v_first cu_seqlens cu_seqlens_cpu",
         "fused_recurrent_gla": "q k v gk gv scale initial_state output_final_state reverse state_v_first cu_seqlens",
     },
+    "fla.ops.delta_rule": {
+        "chunk_delta_rule": "q k v beta scale initial_state output_final_state use_qk_l2norm_in_kernel cu_seqlens",
+        "fused_recurrent_delta_rule": "q k v beta scale initial_state output_final_state use_qk_l2norm_in_kernel",
+    },
+    "fla.ops.gated_delta_rule": dict.fromkeys(
+        ("chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule"),
+        "q k v g beta scale initial_state output_final_state use_qk_l2norm_in_kernel",
+    ),
+    "fla.ops.kda": dict.fromkeys(
+        ("chunk_kda", "fused_recurrent_kda"), "q k v g beta scale initial_state output_final_state"
+    ),
+    "fla.ops.hgrn": {
+        "chunk_hgrn": "x g initial_state output_final_state",
+        "fused_recurrent_hgrn": "x g initial_state output_final_state cu_seqlens",
+    },
+    "mamba_ssm.ops.selective_scan_interface": {
+        "selective_scan_fn": "u delta A B C D z delta_bias delta_softplus return_last_state"
+    },
     "fla.ops.based": dict.fromkeys(("parallel_based", "fused_chunk_based"), "q k v scale use_norm"),
     "fla.ops.rebased": {"parallel_rebased": "q k v eps use_scale use_normalize return_both"},
     "fla.modules.causal_conv1d": {
         "causal_conv1d": "x weight bias residual initial_state output_final_state activation backend cu_seqlens"
     },
 }  # fmt: skip
-GIVE_A_PAIR = ("linear_attn", "simple_gla", "gla", "causal_conv1d")  # (y, state)
+GIVE_A_PAIR = (  # (y, state)
+    "linear_attn",
+    "simple_gla",
+    "gla",
+    "delta_rule",
+    "gated_delta_rule",
+    "kda",
+    "hgrn",
+    "causal_conv1d",
+)
 
 
 def publish(monkeypatch, calls: list) -> None:
@@ -151,7 +182,7 @@ def published(module_name: str, function: str, names: str, calls: list):
     def run(*arguments, **options):
         bound = signature.bind(*arguments, **options).arguments
         calls.append((function, bound))
-        y = bound["v"] if "v" in bound else bound["x"]
+        y = next(bound[name] for name in ("v", "x", "u") if name in bound)
         return (y, None) if module_name.startswith("fla") and module_name.split(".")[-1] in GIVE_A_PAIR else y
 
     return run
@@ -171,6 +202,15 @@ def published(module_name: str, function: str, names: str, calls: list):
     ("linear_attention", "fla simple_gla", HEADS | dict(decay="head", t=1), "fused_recurrent_simple_gla", {}),
     ("linear_attention", "fla gla", HEADS | dict(decay="channel"), "chunk_gla", {}),
     ("linear_attention", "fla gla", HEADS | dict(decay="channel", t=1), "fused_recurrent_gla", {}),
+    ("delta_rule", "fla delta_rule", HEADS, "chunk_delta_rule", dict(scale=None)),
+    ("delta_rule", "fla delta_rule", HEADS | dict(t=1), "fused_recurrent_delta_rule", {}),
+    ("delta_rule", "fla gated_delta_rule", HEADS | dict(decay="head"), "chunk_gated_delta_rule", {}),
+    ("delta_rule", "fla gated_delta_rule", HEADS | dict(decay="head", t=1), "fused_recurrent_gated_delta_rule", {}),
+    ("delta_rule", "fla kda", HEADS | dict(decay="channel"), "chunk_kda", {}),
+    ("delta_rule", "fla kda", HEADS | dict(decay="channel", t=1), "fused_recurrent_kda", {}),
+    ("selective_scan", "mamba-ssm", dict(b=2, t=9, d=4, m=3, state=False), "selective_scan_fn", {}),
+    ("linear_recurrence", "fla hgrn", dict(b=2, t=9, d=4, state=False), "chunk_hgrn", {}),
+    ("linear_recurrence", "fla hgrn", dict(b=2, t=9, d=4, state=True), "fused_recurrent_hgrn", {}),
     ("polynomial_attention", "fla parallel_based", HEADS, "parallel_based", dict(use_norm=True)),
     ("polynomial_attention", "fla fused_chunk_based", HEADS, "fused_chunk_based", dict(use_norm=True)),
     ("polynomial_attention", "fla parallel_rebased", HEADS | dict(coefficients=REBASED), "parallel_rebased",

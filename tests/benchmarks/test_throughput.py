@@ -7,18 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from subquad.benchmarks import op_throughput, peers, throughput
+from subquad.benchmarks import op_rows, op_throughput, peers, throughput
 from subquad.benchmarks.model import TinyLM
 from subquad.benchmarks.op_rows import COMPARISONS, SLOPE_GOALS, SUBQUADRATIC, Sizes, forward_backward
 from subquad.benchmarks.op_throughput import Result, make_table, run_op_throughput, slope
 from subquad.benchmarks.throughput import DECODE_STEPS, measure_model, run_throughput
 from subquad.kernels.causal_attention import causal_attention
+from subquad.kernels.delta_rule import delta_rule
+from subquad.kernels.linear_attention import linear_attention
 from subquad.kernels.long_conv import long_conv
+from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.short_conv import short_conv
 from subquad.mixers import build_layers
 
 CPU = torch.device("cpu")
-TINY = Sizes(t=24, slope=(16, 32), memory=(16, 32, 64), short_t=8, short_batch=2)
+TINY = Sizes(t=64, scan_t=12, slope=(16, 32), memory=(16, 32, 64), short_t=8, short_batch=2)
 
 
 @pytest.fixture
@@ -132,31 +135,53 @@ def test_missing_gpu_is_refused(tmp_path):
 
 
 def test_every_row_and_goal_is_there():
-    goals = {op: goal for comparison in COMPARISONS for op, goal in comparison.goals.items()}
+    beside_fla = [comparison for comparison in COMPARISONS if comparison.package]
+    assert {op: goal for comparison in beside_fla for op, goal in comparison.goals.items()} == {
+        "linear_attention/scalar": 3, "delta_rule": 3, "delta_rule/scalar": 3, "delta_rule/vector": 3,
+    }  # fmt: skip
+    rest = [comparison for comparison in COMPARISONS if comparison not in beside_fla]
+    goals = {op: goal for comparison in rest for op, goal in comparison.goals.items()}
     assert goals == {
         "causal_attention": pytest.approx(0.952, abs=1e-3),
         "sliding_window": 4.5,
         "linear_attention": 18,
         "linear_attention/scalar": 13,
         "linear_attention/vector": 10,
+        "delta_rule": 6.5,
+        "delta_rule/scalar": 5.5,
         "polynomial_attention": 5.5,
+        "selective_scan": 50,
         "long_conv": 1.6,
         "long_conv/short": 2.2,
         "short_conv": 4,
         "decode": 2,
     }
     assert {op: SLOPE_GOALS[op] for op in SUBQUADRATIC} == dict.fromkeys(SUBQUADRATIC, 1.15) | {"long_conv": 1.3}
-    assert Sizes() == Sizes(8192, (4096, 32768), (2048, 8192, 32768), 64, 512)
+    assert Sizes() == Sizes(8192, 2048, (4096, 32768), (2048, 8192, 32768), 64, 512)
     for comparison in COMPARISONS:
         assert set(comparison.make) == {comparison.peer, *comparison.goals}
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda comparison: "+".join(comparison.goals))
 def test_every_comparison_runs_forward_and_backward(comparison):
+    if not comparison.is_installed:
+        pytest.skip(f"needs {comparison.package}")
     for name, make in comparison.make.items():
         found = make(TINY, CPU)()
         for x in found if isinstance(found, tuple) else (found,):
             assert torch.isfinite(x).all(), name
+
+
+@pytest.mark.parametrize("peer, inputs, op, decay", [
+    (peers.fla_scalar_decay, op_rows._fading_heads, linear_attention, "scalar"),
+    (peers.fla_delta_rule, op_rows._delta_inputs, delta_rule, "none"),
+    (peers.fla_gated_delta_rule, op_rows._delta_inputs, delta_rule, "scalar"),
+    (peers.fla_kimi_delta, op_rows._delta_inputs, delta_rule, "vector"),
+], ids=lambda x: getattr(x, "__name__", x))  # fmt: skip
+def test_plain_chunks_of_fla_compute_the_same(peer, inputs, op, decay):
+    pytest.importorskip("fla")
+    given = inputs(64, CPU, decay)
+    torch.testing.assert_close(peer(**given), op(**given)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_forward_backward_gives_the_gradient_of_every_input():
@@ -181,6 +206,11 @@ def test_peers_compute_what_our_ops_compute():
 
     weight, bias = torch.randn(6, 4), torch.randn(6)
     torch.testing.assert_close(peers.grouped_conv1d(x.mT, weight, bias).mT, short_conv(x, weight, bias)[0])
+
+    x, dt, B, C = torch.randn(2, 9, 6), torch.rand(2, 9, 6), torch.randn(2, 9, 4), torch.randn(2, 9, 4)
+    A, D = -torch.rand(6, 4), torch.randn(6)
+    stepped = peers.scan_loop(x.mT, dt.mT, A, B.mT, C.mT, D)
+    torch.testing.assert_close(stepped.mT, selective_scan(x, dt, A, B, C, D)[0])
 
     new, past = ([torch.randn(1, 3, t, 8) for _ in range(2)] for t in (1, 8))
     query = torch.randn(1, 3, 1, 8)
