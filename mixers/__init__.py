@@ -10,6 +10,7 @@ from .based import Based
 from .delta_net import DeltaNet
 from .gated_delta_net import GatedDeltaNet
 from .gla import GLA
+from .h3 import H3
 from .hgrn2 import HGRN2
 from .hybrid import HYBRIDS, MixerSpec, Pattern, lay, specs_of
 from .hyena import Hyena
@@ -21,6 +22,7 @@ from .mlstm import MLSTM
 from .rebased import ReBased
 from .retention import Retention
 from .rg_lru import RGLRU
+from .s4d import S4D
 from .sliding_window import SlidingWindow
 
 MIXERS = {
@@ -44,17 +46,21 @@ MIXERS = {
     "mamba": Mamba,
     "rg_lru": RGLRU,
     # convolution family
+    "s4d": S4D,
+    "h3": H3,
     "base_conv": BaseConv,
     "hyena": Hyena,
 }
 
 __all__ = [
     "GLA",
+    "H3",
     "HGRN2",
     "HYBRIDS",
     "MIXERS",
     "MLSTM",
     "RGLRU",
+    "S4D",
     "Attention",
     "BaseConv",
     "Based",

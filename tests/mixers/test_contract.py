@@ -52,6 +52,8 @@ OPTIONS = {
     "mamba": {"expand": ({}, 1), "d_state": ({}, 8), "dt_rank": ({}, 3), "conv_width": ({}, 3)},
     "rg_lru": {"expand": ({}, 2), "num_heads": ({}, 2), "conv_width": ({}, 3)},
     "base_conv": {"conv_width": ({}, 4), "max_length": (LONG, 64), "implicit": (LONG, True)},
+    "s4d": {"d_state": ({}, 8)},
+    "h3": {"d_state": ({}, 8), "shift": ({}, 2)},
     "hyena": {
         "max_length": ({}, 32),
         "conv_width": ({}, None),

@@ -41,6 +41,9 @@ VARIANTS = {
     "base_conv": ("base_conv", dict()),
     "base_conv-long": ("base_conv", dict(conv_width=None, max_length=48)),
     "base_conv-implicit": ("base_conv", dict(conv_width=None, max_length=48, implicit=True)),
+    "s4d": ("s4d", dict(d_state=6)),
+    "h3": ("h3", dict(d_state=6)),
+    "h3-narrow": ("h3", dict(d_state=2, shift=1)),
     "hyena": ("hyena", dict(max_length=48, hidden_dim=8)),
     "hyena-no-conv": ("hyena", dict(max_length=48, hidden_dim=8, conv_width=None)),
 }
