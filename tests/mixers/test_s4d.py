@@ -78,7 +78,7 @@ def test_states_begin_as_published():
     assert torch.allclose(-space.A_real_log.exp(), torch.full((256, 4), -0.5))
     assert torch.allclose(space.A_imag, math.pi * torch.arange(4.0).expand(256, 4))
     steps = space.log_dt.exp()
-    assert 1e-3 * 0.99 <= steps.min() and steps.max() <= 0.1 * 1.01
+    assert steps.min() >= 1e-3 * 0.99 and steps.max() <= 0.1 * 1.01
     assert abs(space.C.var() - 0.5) < 0.05  # of each part of a complex normal
     with pytest.raises(ValueError, match="d_state must be even, for states come in conjugate pairs, got 5"):
         S4D(16, d_state=5)
