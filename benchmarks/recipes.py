@@ -289,6 +289,67 @@ def based_frontier() -> Recipe:
     )
 
 
+def mqar_2026() -> Recipe:
+    """Every mixer twice in a row, as many parameters each as attention has, with and without a short convolution.
+
+    Published comparisons give some mixers a short convolution and others none, though it alone lets one layer recall,
+    and few learning rates, though state spaces learn in a narrow window of them (Okpekpe & Orvieto 2025, arXiv
+    2508.19029). So both are varied here for all alike. Options are the mixers' own, but for widths that are narrowed to
+    the common budget of parameters. Lengths are what a CPU does in hours.
+    """
+
+    def twice(mixer: str, baseline: bool = False, **options: Any) -> Candidate:
+        spec = MixerSpec(mixer, options)
+        return _candidate((spec, spec), spec, (64,), baseline=baseline)
+
+    def both(mixer: str, baseline: bool = False, **options: Any) -> tuple[Candidate, Candidate]:
+        return tuple(twice(mixer, baseline, conv_width=width, **options) for width in (None, 4))
+
+    return Recipe(
+        name="mqar-2026",
+        candidates=(
+            *both("attention", baseline=True, num_heads=1),
+            *both("sliding_window", num_heads=1, window=32),
+            *both("linear_attention", num_heads=1),
+            *both("based"),
+            *both("rebased"),
+            *both("retention", num_heads=1),
+            *both("gla", num_heads=1),
+            *both("hgrn2", num_heads=1),
+            *both("mlstm", num_heads=1),
+            *both("mamba2", num_heads=1, expand=1, d_state=64),
+            *both("delta_net", num_heads=1),
+            *both("gated_delta_net", num_heads=1, expand_v=1),
+            *both("kimi_delta"),
+            *both("mamba", expand=1, d_state=32),
+            *both("rg_lru"),
+            *both("hyena", max_length=None, hidden_dim=16),
+            twice("s4d"),
+            twice("h3", d_state=16, shift=1),
+            twice("h3", d_state=16, shift=4),
+        ),
+        place=(None, None),
+        d_models=(64,),
+        train_sizes=(Size(64, 4), Size(64, 8), Size(128, 16), Size(256, 32)),
+        test_sizes=(Size(64, 4), Size(64, 8), Size(64, 16), Size(128, 32), Size(256, 64)),
+        together=True,
+        vocab_size=512,
+        random_non_queries=True,
+        num_examples=64 * 1000,
+        max_batch=64,
+        batch_tokens=1 << 13,
+        num_evaluations=20,
+        warmup_share=0.1,
+        target_accuracy=0.997,
+        lrs=_logspace(-3, -1.5, 4),
+        seeds=(0,),
+        contexts=(1024, 8192, 65536),
+        throughput_seconds=1.5,
+        num_validation=128,
+        num_test=500,
+    )
+
+
 def _with_length(spec: MixerSpec, length: int) -> MixerSpec:
     given = {"max_length": length} if "max_length" in spec.options else {}
     return MixerSpec(spec.name, {**spec.options, **given})
@@ -321,4 +382,5 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "quick": quick,
     "zoology-figure2": zoology_figure2,
     "based-frontier": based_frontier,
+    "mqar-2026": mqar_2026,
 }

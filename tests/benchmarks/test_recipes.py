@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, asdict
 import pytest
 import torch
 
-from subquad.benchmarks.recipes import RECIPES, Size, based_frontier, quick, zoology_figure2
+from subquad.benchmarks.recipes import RECIPES, Size, based_frontier, mqar_2026, quick, zoology_figure2
 from subquad.mixers import HYBRIDS, MIXERS
 
 ALL = pytest.mark.parametrize("recipe", [make() for make in RECIPES.values()], ids=RECIPES)
@@ -77,6 +77,21 @@ def test_based_frontier_is_the_published_setting():
     windows = [dict(candidate.options)["window"] for candidate in recipe.candidates_of("sliding_window")]
     assert windows == [8, 16, 32, 64, 128, 256, 512, 1024]
     assert [candidate.options["feature_dim"] for candidate in recipe.candidates_of("based")] == [8, 16, 24]
+
+
+def test_2026_has_every_mixer_with_and_without_a_short_convolution_and_as_many_parameters():
+    recipe = mqar_2026()
+    assert {candidate.mixer for candidate in recipe.candidates} == set(MIXERS) - {"base_conv"}
+    sizes = {}
+    for candidate in recipe.candidates:
+        with torch.device("meta"):
+            model = candidate.build(64, recipe.vocab_size, 256)
+        mixer = model.blocks[0].mixer
+        sizes[candidate.mixer, candidate.options.get("conv_width")] = sum(p.numel() for p in mixer.parameters())
+        if candidate.mixer not in ("s4d", "h3"):  # of a filter of its own, or one under another name
+            assert {dict(one.options)["conv_width"] for one in recipe.candidates_of(candidate.mixer)} == {None, 4}
+    budget = sizes["attention", None]
+    assert all(0.85 * budget < size < 1.35 * budget for size in sizes.values()), sizes
 
 
 def test_sizes_and_widths_replace_the_recipes_own():
