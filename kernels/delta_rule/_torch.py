@@ -67,8 +67,8 @@ class _Chunks(NamedTuple):
     likeness: Tensor
 
     def wrong(self, memory: Tensor) -> Tensor:
-        """E, from the memories before the chunks."""
-        return torch.baddbmm(self.errors, self.corrections, memory, alpha=-1)
+        """E, from the memories before the chunks. Uses up `errors`."""
+        return self.errors.baddbmm_(self.corrections, memory, alpha=-1)
 
 
 def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay) -> _Chunks:
@@ -247,7 +247,7 @@ def _chunks_backward(
     dv = torch.bmm(chunks.inverse.mT, dwritten * beta)
     errors = chunks.wrong(before)
     written = errors * beta
-    dbeta = errors.mul_(torch.baddbmm(dwritten, chunks.likeness.mT, dv, alpha=-1)).sum(-1, keepdim=True)
+    dbeta = errors.mul_(dwritten.baddbmm_(chunks.likeness.mT, dv, alpha=-1)).sum(-1, keepdim=True)
     dq, dasked, dk = torch.bmm(dy, before.mT), torch.bmm(dv, before.mT).neg_(), torch.bmm(written, dafter.mT)
     fades = decay.total is not None
     if fades:
