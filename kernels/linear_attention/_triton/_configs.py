@@ -62,7 +62,10 @@ BACKWARD_Q = {
         "bwd_q", "no decay", WIDE, **_from_shared({128: (64, 32, 4, 1), 256: (16, 32, 4, 1)}),
         **_float16({128: (64, 32, 4, 1), 256: (32, 32, 8, 1)}),
     ),
-    "head": _table("bwd_q", "decay a head", FADING, **_from_shared({128: (32, 64, 8, 1), 256: (16, 32, 8, 1)})),
+    "head": _table(
+        "bwd_q", "decay a head", FADING, **_from_shared({128: (32, 64, 8, 1), 256: (16, 32, 8, 1)}),
+        sm_80={32: (32, 32, 4, 1), 64: (32, 64, 4, 1)},
+    ),
     "channel": _table(
         "bwd_q", "decay a channel", BY_CHANNEL, **_from_shared({64: (32, 32, 4, 1), 128: (32, 16, 4, 1)})
     ),
