@@ -20,6 +20,7 @@ class DeltaNet(Mixer):
     Args:
         d_model: width of the input and of the output.
         num_heads: number of memories; divides d_model.
+        expand_v: values are this many times as wide as the input.
         conv_width: taps of a short convolution on q, k and v, or None.
         negative_eigenvalues: beta up to 2 instead of 1 (Grazzi et al. 2024, 2411.12537).
         backend: passed to the ops.
@@ -30,6 +31,7 @@ class DeltaNet(Mixer):
         d_model: int,
         *,
         num_heads: int = 4,
+        expand_v: int = 1,
         conv_width: int | None = 4,
         negative_eigenvalues: bool = False,
         backend: str = "auto",
@@ -37,22 +39,15 @@ class DeltaNet(Mixer):
         dtype=None,
     ):
         super().__init__(d_model, backend)
-        self._build(d_model, num_heads, 1, conv_width, negative_eigenvalues, device=device, dtype=dtype)
-
-    def _build(
-        self, width: int, num_heads: int, expand_v: int, conv_width: int | None, negative: bool, *, device, dtype
-    ) -> None:
-        """What all of the family have: q and k of `width` channels, v of `expand_v` times as many as d_model."""
         factory = dict(device=device, dtype=dtype)
-        head_size(self.name, self.d_model, num_heads)
-        head_size(self.name, width, num_heads)
-        self.num_heads, self.beta_scale = num_heads, 2.0 if negative else 1.0
-        self.widths = (width, width, expand_v * self.d_model)  # of q, k and v
-        self.qkv_proj = nn.Linear(self.d_model, sum(self.widths), bias=False, **factory)
-        self.conv = ShortConv(sum(self.widths), conv_width, backend=self.backend, **factory)
-        self.beta_proj = nn.Linear(self.d_model, num_heads, bias=False, **factory)
+        head_size(self.name, d_model, num_heads)
+        self.num_heads, self.beta_scale = num_heads, 2.0 if negative_eigenvalues else 1.0
+        self.widths = (d_model, d_model, expand_v * d_model)  # of q, k and v
+        self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False, **factory)
+        self.conv = ShortConv(sum(self.widths), conv_width, backend=backend, **factory)
+        self.beta_proj = nn.Linear(d_model, num_heads, bias=False, **factory)
         self.norm = HeadNorm(self.widths[2] // num_heads, **factory)
-        self.out_proj = nn.Linear(self.widths[2], self.d_model, bias=False, **factory)
+        self.out_proj = nn.Linear(self.widths[2], d_model, bias=False, **factory)
 
     def project(self, x: Tensor, conv: Tensor | None, position: int) -> tuple[dict[str, Tensor], Tensor | None]:
         qkv, conv = self.conv(self.qkv_proj(x), conv)

@@ -36,9 +36,11 @@ class GatedDeltaNet(DeltaNet):
         device=None,
         dtype=None,
     ):
-        super(DeltaNet, self).__init__(d_model, backend)
         factory = dict(device=device, dtype=dtype)
-        self._build(d_model, num_heads, expand_v, conv_width, negative_eigenvalues, **factory)
+        super().__init__(
+            d_model, num_heads=num_heads, expand_v=expand_v, conv_width=conv_width,
+            negative_eigenvalues=negative_eigenvalues, backend=backend, **factory,
+        )  # fmt: skip
         self.decay_proj = nn.Linear(d_model, num_heads, bias=False, **factory)
         self.decay = StepDecay(num_heads, rates=RATES, **factory)
         self.gate_proj = nn.Linear(d_model, self.widths[2], bias=False, **factory)

@@ -34,9 +34,11 @@ class KimiDelta(DeltaNet):
         device=None,
         dtype=None,
     ):
-        super(DeltaNet, self).__init__(d_model, backend)
         factory = dict(device=device, dtype=dtype)
-        self._build(d_model, num_heads, 1, conv_width, negative_eigenvalues, **factory)
+        super().__init__(
+            d_model, num_heads=num_heads, conv_width=conv_width, negative_eigenvalues=negative_eigenvalues,
+            backend=backend, **factory,
+        )  # fmt: skip
         rank = d_model // num_heads
         self.decay_proj = nn.Sequential(
             nn.Linear(d_model, rank, bias=False, **factory), nn.Linear(rank, d_model, bias=False, **factory)

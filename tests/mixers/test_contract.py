@@ -41,7 +41,12 @@ OPTIONS = {
     "hgrn2": {"num_heads": ({}, 2), "lower_bound": ({}, 0.5), "conv_width": ({}, 3)},
     "mlstm": {"num_heads": ({}, 2), "conv_width": ({}, 3)},
     "mamba2": {"expand": ({}, 1), "num_heads": ({}, 2), "d_state": ({}, 8), "conv_width": ({}, 3)},
-    "delta_net": {"num_heads": ({}, 2), "conv_width": ({}, 3), "negative_eigenvalues": ({}, True)},
+    "delta_net": {
+        "num_heads": ({}, 2),
+        "expand_v": ({}, 2),
+        "conv_width": ({}, 3),
+        "negative_eigenvalues": ({}, True),
+    },
     "gated_delta_net": {
         "num_heads": ({}, 2),
         "expand_v": ({}, 1),
