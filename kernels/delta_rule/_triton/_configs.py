@@ -44,6 +44,7 @@ WIDE: Rows = {128: (32, 8, 1), 256: (16, 8, 1)}
 PAIRS = {kind: _chunked("pairs", name, SHORT, **LONG) for kind, name in DECAYS.items()}
 PAIRS["channel"] = _chunked("pairs", DECAYS["channel"], BY_CHANNEL)
 WALK = {kind: _walking("walk", name, NARROW) for kind, name in DECAYS.items()}
+WALK["head"] = _walking("walk", DECAYS["head"], NARROW, sm_100={64: (32, 8, 1), 128: (16, 8, 1), 256: (32, 8, 1)})
 BACKWARD_WALK = {kind: _walking("bwd_walk", name, WIDE) for kind, name in DECAYS.items()}
 BACKWARD_CHUNK = {kind: _walking("bwd_chunk", name, WIDE) for kind, name in DECAYS.items()}
 
