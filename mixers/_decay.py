@@ -14,11 +14,15 @@ def in_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def inverse_softplus(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))
+
+
 def draw_step_bias(bias: Tensor) -> None:
     """Fill it so that softplus(bias) is log-uniform in [MIN_STEP, MAX_STEP] (Gu & Dao 2023, arXiv 2312.00752, 3.6)."""
     with torch.no_grad():
         steps = torch.empty_like(bias).uniform_(math.log(MIN_STEP), math.log(MAX_STEP)).exp_()
-        bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
+        bias.copy_(inverse_softplus(steps))
 
 
 class StepDecay(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from subquad.kernels.linear_recurrence import linear_recurrence
 
-from ._decay import in_float32
+from ._decay import in_float32, inverse_softplus
 from ._mixer import Mixer, head_size
 from ._short_conv import ShortConv
 
@@ -61,8 +61,7 @@ class RGLRU(Mixer):
         nn.init.normal_(self.gates_weight, std=self.gates_weight.shape[-1] ** -0.5)
         with torch.no_grad():
             squared = torch.empty_like(self.decay_logit).uniform_(MIN_DECAY**2, MAX_DECAY**2)
-            rates = -squared.log() / (2 * SHARPNESS)  # softplus(lambda)
-            self.decay_logit.copy_(rates + torch.log(-torch.expm1(-rates)))
+            self.decay_logit.copy_(inverse_softplus(-squared.log() / (2 * SHARPNESS)))
 
     def project(self, x: Tensor, conv: Tensor | None, position: int) -> tuple[dict[str, Tensor], Tensor | None]:
         u, conv = self.conv(self.in_proj(x), conv)

@@ -8,7 +8,10 @@ from ._records import Row
 
 # Okabe & Ito 2008 without its yellow, which white paper swallows, and with Tol's wine and olive; the baseline is black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933")
-MARKERS = (("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"))
+MARKERS = (
+    ("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"), ("P", "cross"),
+    ("X", "x"), ("p", "pentagon"), ("h", "hexagon"),
+)  # fmt: skip
 
 
 class Look(NamedTuple):
@@ -53,6 +56,6 @@ def _looks(rows: list[Row]) -> dict[str, Look]:
     mixers = sorted({row.mixer for row in rows if not row.baseline})
     looks = {row.mixer: BASELINE for row in rows if row.baseline}
     for index, mixer in enumerate(mixers):
-        # The numbers of colours and of markers have no common factor, so no pair returns before 40 mixers.
+        # The numbers of colours and of markers have no common factor, so no pair returns before 72 mixers.
         looks[mixer] = Look(COLOURS[index % len(COLOURS)], *MARKERS[index % len(MARKERS)])
     return looks
