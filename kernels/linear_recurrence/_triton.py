@@ -10,12 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .._autograd import differentiable
+from .._channels import channels_last, locate, segment_of
 from .._configs import ConfigTable
-from .._target import fills, multiprocessors
 from . import SHAPES
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-MIN_SEGMENT = 128  # tokens: shorter ones read their carries longer than their tokens
 ANY_WIDTH = 1  # a table's only width: nothing in a launch depends on the number of channels
 
 
@@ -32,22 +31,6 @@ def _table(kernel: str, rows: int) -> ConfigTable:
 PARTS = _table("linear_recurrence_parts_kernel", rows=16)
 FORWARD = _table("linear_recurrence_fwd_kernel", rows=16)
 BACKWARD = _table("linear_recurrence_bwd_kernel", rows=8)
-
-
-@triton.jit
-def _locate(seqlens_ptr, T, D, segment, BLOCK_D: tl.constexpr):
-    """Of this program: index of the segment, sequence, row of the batch, its first token there, tokens, channels."""
-    blocks = tl.cdiv(D, BLOCK_D)
-    offs_d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    part = (tl.program_id(0) // blocks).to(tl.int64)
-    segments = tl.cdiv(T, segment)
-    sequence = part // segments
-    row, first, length = sequence, sequence * 0, T
-    if seqlens_ptr is not None:
-        row = sequence * 0
-        first = tl.load(seqlens_ptr + sequence).to(tl.int64)
-        length = tl.load(seqlens_ptr + sequence + 1) - first
-    return part % segments, sequence, row, first, length, offs_d
 
 
 @triton.jit
@@ -78,7 +61,7 @@ def linear_recurrence_parts_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """What a segment adds to h, and how much it lets fade. With REVERSE, x is dy and what is added to is dh."""
-    index, sequence, row, first, length, offs_d = _locate(seqlens_ptr, T, D, segment, BLOCK_D)
+    index, sequence, row, first, length, offs_d = locate(seqlens_ptr, T, D, segment, BLOCK_D)
     mask_d = offs_d < D
     begin, end = index * segment, tl.minimum(index * segment + segment, length)
     if (begin >= length) | (begin == 0 if REVERSE else end == length):  # nothing, or nothing that anyone reads
@@ -109,7 +92,7 @@ def linear_recurrence_fwd_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Walk down a segment, ROWS tokens at a time."""
-    index, sequence, row, first, length, offs_d = _locate(seqlens_ptr, T, D, segment, BLOCK_D)
+    index, sequence, row, first, length, offs_d = locate(seqlens_ptr, T, D, segment, BLOCK_D)
     mask_d = offs_d < D
     begin, end = index * segment, tl.minimum(index * segment + segment, length)
     if (begin >= length) & (index > 0):
@@ -140,7 +123,7 @@ def linear_recurrence_bwd_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Walk up a segment with dh in registers: dx_t = dh_t, dlog_decay_t = dh_t exp(log_decay_t) h_{t-1}."""
-    index, sequence, row, first, length, offs_d = _locate(seqlens_ptr, T, D, segment, BLOCK_D)
+    index, sequence, row, first, length, offs_d = locate(seqlens_ptr, T, D, segment, BLOCK_D)
     mask_d = offs_d < D
     begin, end = index * segment, tl.minimum(index * segment + segment, length)
     if (begin >= length) & (index > 0):
@@ -185,7 +168,7 @@ def _allocate(x: Tensor, log_decay: Tensor, state: Tensor | None, cu_seqlens: Te
 
 def _forward(x: Tensor, log_decay: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> list[Tensor]:
     y, last = _allocate(x, log_decay, state, cu_seqlens)
-    x, log_decay = _channels_last(x), _channels_last(log_decay)
+    x, log_decay = channels_last(x), channels_last(log_decay)
     start = None if state is None else state.contiguous()
     (_, t, d), n = x.shape, last.shape[0]
     config = FORWARD.pick(x.dtype, ANY_WIDTH)
@@ -204,8 +187,8 @@ def _backward(
     x: Tensor, log_decay: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
 ) -> list[Tensor | None]:  # fmt: skip
     (dy, dlast), (y, last) = grads, kept
-    dy = torch.zeros_like(y) if dy is None else _channels_last(dy)
-    log_decay = _channels_last(log_decay)
+    dy = torch.zeros_like(y) if dy is None else channels_last(dy)
+    log_decay = channels_last(log_decay)
     start, dlast = (None if z is None else z.contiguous() for z in (state, dlast))
     (_, t, d), n = y.shape, last.shape[0]
     dx = torch.empty_like(y)
@@ -220,12 +203,6 @@ def _backward(
         *log_decay.stride()[:2], *dy.stride()[:2], t, d, segment, **config,
     )  # fmt: skip
     return [dx, dlog_decay, dstart]
-
-
-def segment_of(t: int, programs: int) -> int:
-    """Tokens of a segment: all of them if that many programs, one for each block of channels, keep the GPU busy."""
-    segments = min(triton.cdiv(multiprocessors(), programs), t // MIN_SEGMENT)
-    return t if fills(programs) or segments < 2 else triton.cdiv(t, segments)
 
 
 def _run_parts(
@@ -243,11 +220,6 @@ def _run_parts(
         REVERSE=reverse, **config,
     )  # fmt: skip
     return parts, totals
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Neighbouring channels next to each other; the other axes may have any stride."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 run = differentiable("linear_recurrence_triton", SHAPES, _allocate, _forward, _backward, num_outputs=2)

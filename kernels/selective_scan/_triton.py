@@ -13,14 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .._autograd import differentiable
+from .._channels import channels_last, locate, segment_of
 from .._configs import ConfigTable
-from .._target import fills, multiprocessors
 from . import SHAPES
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 SPAN = 32  # tokens between states that are kept: they take as much memory as m / 32 tensors of the size of x
 ROWS = 8  # tokens of a run, whose inputs are loaded before they are used; it divides SPAN
-MIN_SEGMENT = 128  # tokens: shorter ones read their carries longer than their tokens
 
 
 def _table(kernel: str, rows: dict[int, tuple[int, int]]) -> ConfigTable:
@@ -39,22 +38,6 @@ def _table(kernel: str, rows: dict[int, tuple[int, int]]) -> ConfigTable:
 PARTS = _table("selective_scan_parts_kernel", {16: (64, 4), 64: (16, 4), 256: (8, 4)})
 FORWARD = _table("selective_scan_fwd_kernel", {16: (64, 4), 64: (16, 4), 256: (8, 4)})
 BACKWARD = _table("selective_scan_bwd_kernel", {16: (64, 8), 64: (16, 8), 256: (8, 8)})
-
-
-@triton.jit
-def _locate(seqlens_ptr, T, D, segment, BLOCK_D: tl.constexpr):
-    """Of this program: index of the segment, sequence, row of the batch, its first token there, tokens, block."""
-    blocks = tl.cdiv(D, BLOCK_D)
-    block = tl.program_id(0) % blocks
-    part = (tl.program_id(0) // blocks).to(tl.int64)
-    segments = tl.cdiv(T, segment)
-    sequence = part // segments
-    row, first, length = sequence, sequence * 0, T
-    if seqlens_ptr is not None:
-        row = sequence * 0
-        first = tl.load(seqlens_ptr + sequence).to(tl.int64)
-        length = tl.load(seqlens_ptr + sequence + 1) - first
-    return part % segments, sequence, row, first, length, block
 
 
 @triton.jit
@@ -81,8 +64,8 @@ def selective_scan_parts_kernel(
 
     With REVERSE, x and B are dy and C, and what is added to is the gradient of the states.
     """
-    index, sequence, row, first, length, block = _locate(seqlens_ptr, T, D, segment, BLOCK_D)
-    offs_d, offs_m = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
+    index, sequence, row, first, length, offs_d = locate(seqlens_ptr, T, D, segment, BLOCK_D)
+    offs_m = tl.arange(0, BLOCK_M)
     mask_d, mask_m = offs_d < D, offs_m < M
     begin, end = index * segment, tl.minimum(index * segment + segment, length)
     if (begin >= length) | (begin == 0 if REVERSE else end == length):  # nothing, or nothing that anyone reads
@@ -140,8 +123,8 @@ def selective_scan_fwd_kernel(
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Walk down a segment with the states (BLOCK_D, BLOCK_M) in registers."""
-    index, sequence, row, first, length, block = _locate(seqlens_ptr, T, D, segment, BLOCK_D)
-    offs_d, offs_m = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
+    index, sequence, row, first, length, offs_d = locate(seqlens_ptr, T, D, segment, BLOCK_D)
+    offs_m = tl.arange(0, BLOCK_M)
     mask_d, mask_m = offs_d < D, offs_m < M
     begin, end = index * segment, tl.minimum(index * segment + segment, length)
     if (begin >= length) & (index > 0):
@@ -195,8 +178,8 @@ def selective_scan_bwd_kernel(
     The gradients of B and C, of these channels alone, go to this block's part of denter and dread; those of A and D,
     of this segment alone, to its part of drates and dskip.
     """
-    index, sequence, row, first, length, block = _locate(seqlens_ptr, T, D, segment, BLOCK_D)
-    offs_d, offs_m = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_M)
+    index, sequence, row, first, length, offs_d = locate(seqlens_ptr, T, D, segment, BLOCK_D)
+    offs_m = tl.arange(0, BLOCK_M)
     mask_d, mask_m = offs_d < D, offs_m < M
     begin, end = index * segment, tl.minimum(index * segment + segment, length)
     segments = tl.cdiv(T, segment)
@@ -225,7 +208,8 @@ def selective_scan_bwd_kernel(
     here = (row * T + first) * D
     dx_ptr += here
     ddt_ptr += here
-    there = block.to(tl.int64) * B * T * M + (row * T + first) * M
+    block = (tl.program_id(0) % tl.cdiv(D, BLOCK_D)).to(tl.int64)
+    there = block * B * T * M + (row * T + first) * M
     denter_ptr += there
     dread_ptr += there
     drates = tl.zeros((BLOCK_D, BLOCK_M), tl.float32)
@@ -284,9 +268,12 @@ def _allocate(
     """y, the state after the last token, and those before each span."""
     (b, t, _), (d, m) = x.shape, A.shape
     n = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    slots = b * -(-t // SPAN) if cu_seqlens is None else t // SPAN + n
+    if cu_seqlens is None:  # noqa: SIM108
+        kept = x.new_empty(b * -(-t // SPAN), d, m)
+    else:  # where a sequence ends on a span's border a slot stays free: it is to hold the same in every run
+        kept = x.new_zeros(t // SPAN + n, d, m)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return [y, x.new_empty(n, d, m, dtype=torch.float32), x.new_empty(slots, d, m)]
+    return [y, x.new_empty(n, d, m, dtype=torch.float32), kept]
 
 
 def _forward(
@@ -294,11 +281,12 @@ def _forward(
     cu_seqlens: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     y, last, kept = _allocate(x, dt, A, B, C, D, state, cu_seqlens)
-    x, dt, B, C = map(_channels_last, (x, dt, B, C))
+    x, dt, B, C = map(channels_last, (x, dt, B, C))
     A, D, start = (None if z is None else z.contiguous() for z in (A, D, state))
     (_, t, d), n, m = x.shape, last.shape[0], A.shape[1]
     config = FORWARD.pick(x.dtype, m)
-    blocks, segment = _cut(config["BLOCK_D"], t, d, n)
+    blocks = triton.cdiv(d, config["BLOCK_D"])
+    segment = segment_of(t, n * blocks, multiple=SPAN)
     parts, steps = _run_parts(x, dt, A, B, cu_seqlens, n, segment, reverse=False)
     selective_scan_fwd_kernel[(n * triton.cdiv(t, segment) * blocks,)](
         x, dt, A, B, C, D, y, kept, start, parts, steps, last, cu_seqlens, *_strides(x, dt, B, C), t, d, m, segment,
@@ -313,12 +301,13 @@ def _backward(
     cu_seqlens: Tensor | None,
 ) -> list[Tensor | None]:  # fmt: skip
     (dy, dlast), (y, last, kept) = grads, outputs
-    dy = torch.zeros_like(y) if dy is None else _channels_last(dy)
-    x, dt, B, C = map(_channels_last, (x, dt, B, C))
+    dy = torch.zeros_like(y) if dy is None else channels_last(dy)
+    x, dt, B, C = map(channels_last, (x, dt, B, C))
     A, D, dlast = (None if z is None else z.contiguous() for z in (A, D, dlast))
     (b, t, d), n, m = x.shape, last.shape[0], A.shape[1]
     config = BACKWARD.pick(x.dtype, m)
-    blocks, segment = _cut(config["BLOCK_D"], t, d, n)
+    blocks = triton.cdiv(d, config["BLOCK_D"])
+    segment = segment_of(t, n * blocks, multiple=SPAN)
     segments = triton.cdiv(t, segment)
     parts, steps = _run_parts(dy, dt, A, C, cu_seqlens, n, segment, reverse=True)
     dx, ddt = (torch.empty_like(z, memory_format=torch.contiguous_format) for z in (x, dt))
@@ -333,15 +322,6 @@ def _backward(
     )  # fmt: skip
     # Partial sums and no atomics: two runs agree to the last bit.
     return [dx, ddt, dA.sum(0), dB.sum(0), dC.sum(0), None if D is None else dD.sum(0), dstart]
-
-
-def _cut(block_d: int, t: int, d: int, n: int) -> tuple[int, int]:
-    """Blocks of channels, and tokens of a segment: all if there are programs enough, else a multiple of SPAN."""
-    blocks = triton.cdiv(d, block_d)
-    segments = min(triton.cdiv(multiprocessors(), n * blocks), t // MIN_SEGMENT)
-    if fills(n * blocks) or segments < 2:
-        return blocks, t
-    return blocks, triton.cdiv(triton.cdiv(t, segments), SPAN) * SPAN
 
 
 def _run_parts(
@@ -364,11 +344,6 @@ def _run_parts(
 def _strides(*tensors: Tensor) -> list[tuple[int, int]]:
     """Of batch and time."""
     return [x.stride()[:2] for x in tensors]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Neighbouring channels next to each other; the other axes may have any stride."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 run = differentiable("selective_scan_triton", SHAPES, _allocate, _forward, _backward, num_outputs=2)

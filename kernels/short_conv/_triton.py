@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._autograd import differentiable
+from .._channels import channels_last
 from .._configs import Config, ConfigTable
 from . import MAX_WIDTH, SHAPES
 
@@ -217,7 +218,7 @@ def _forward(
     activation: str | None,
 ) -> list[Tensor]:  # fmt: skip
     y, last = _allocate(x, weight, bias, state, cu_seqlens, activation)
-    x = _channels_last(x)
+    x = channels_last(x)
     weight, bias, state, cu_seqlens = map(_contiguous, (weight, bias, state, cu_seqlens))
     (b, t, d), n, width = x.shape, last.shape[0], weight.shape[1]
     config, chunk, num_slots = _tiles(FORWARD.pick(x.dtype, width), b, t, d, n, cu_seqlens is not None)
@@ -233,7 +234,7 @@ def _backward(
     state: Tensor | None, cu_seqlens: Tensor | None, activation: str | None,
 ) -> list[Tensor | None]:  # fmt: skip
     dy, dlast = grads
-    x, dy = _channels_last(x), _channels_last(torch.zeros_like(x) if dy is None else dy)
+    x, dy = channels_last(x), channels_last(torch.zeros_like(x) if dy is None else dy)
     weight, bias, state, cu_seqlens, dlast = map(_contiguous, (weight, bias, state, cu_seqlens, dlast))
     (b, t, d), n, width = x.shape, kept[1].shape[0], weight.shape[1]
     config, chunk, num_slots = _tiles(BACKWARD.pick(x.dtype, width), b, t, d, n, cu_seqlens is not None)
@@ -248,11 +249,6 @@ def _backward(
     dweight = dfilter[:, :width].sum(dim=0).T  # partial sums and no atomics: two runs agree to the last bit
     dbias = None if bias is None else dfilter[:, width].sum(dim=0)
     return [dx, dweight, dbias, dstate]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Neighbouring channels next to each other; the other axes may have any stride."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.kernels import _target
-from subquad.kernels.linear_recurrence import _torch, _triton, linear_recurrence
+from subquad.kernels import _channels, _target
+from subquad.kernels.linear_recurrence import _torch, linear_recurrence
 
 from .contract import BACKENDS, DTYPES, GATES, assert_all_within_budget, cast, make_inputs
 
@@ -72,19 +72,11 @@ def test_segments_of_the_cache_change_nothing(monkeypatch):
     dict(), dict(state=False), dict(gates=GATES["mixed"]), dict(cu_seqlens=(0, 0, 1, 260, 300)),
 ], ids=str)  # fmt: skip
 def test_segments_side_by_side_give_what_one_walk_gives(options, monkeypatch):
-    for module in (_target, _triton):
+    for module in (_target, _channels):
         monkeypatch.setattr(module, "multiprocessors", lambda: 1000)
-    monkeypatch.setattr(_triton, "MIN_SEGMENT", 64)
-    assert _triton.segment_of(300, 1) == 75
+    monkeypatch.setattr(_channels, "MIN_SEGMENT", 64)
+    assert _channels.segment_of(300, 1) == 75
     assert_all_within_budget("linear_recurrence", "triton", make(dict(b=1, t=300, d=9) | options, torch.float32))
-
-
-def test_time_is_cut_where_channels_are_few(monkeypatch):
-    for module in (_target, _triton):
-        monkeypatch.setattr(module, "multiprocessors", lambda: 132)
-    assert _triton.segment_of(4096, 256) == 4096
-    assert _triton.segment_of(4096, 8) == 241  # 17 segments: as many programs as multiprocessors
-    assert _triton.segment_of(200, 1) == 200  # too short to be cut
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

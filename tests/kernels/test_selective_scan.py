@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.kernels import _target
+from subquad.kernels import _channels, _target
 from subquad.kernels.linear_recurrence import linear_recurrence
 from subquad.kernels.long_conv import long_conv
 from subquad.kernels.selective_scan import _torch, _triton, selective_scan
@@ -76,20 +76,12 @@ def test_runs_of_any_length_change_nothing(monkeypatch):
     dict(), dict(state=False, skip=False), dict(steps=STEPS["mixed"]), dict(cu_seqlens=(0, 0, 1, 190, 220)),
 ], ids=str)  # fmt: skip
 def test_segments_side_by_side_give_what_one_walk_gives(options, monkeypatch):
-    for module in (_target, _triton):
+    for module in (_target, _channels):
         monkeypatch.setattr(module, "multiprocessors", lambda: 1000)
-    monkeypatch.setattr(_triton, "MIN_SEGMENT", 40)
-    assert _triton._cut(64, 220, 9, 1) == (1, 64)
+    monkeypatch.setattr(_channels, "MIN_SEGMENT", 40)
+    assert _channels.segment_of(220, 1, multiple=_triton.SPAN) == 64
     inputs = make(dict(b=1, t=220, d=9, m=3) | options, torch.float32)
     assert_all_within_budget("selective_scan", "triton", inputs)
-
-
-def test_time_is_cut_where_channels_are_few(monkeypatch):
-    for module in (_target, _triton):
-        monkeypatch.setattr(module, "multiprocessors", lambda: 132)
-    assert _triton._cut(64, 4096, 2048, 4) == (32, 4096)
-    assert _triton._cut(64, 4096, 512, 1) == (8, 256)
-    assert _triton._cut(64, 200, 64, 1) == (1, 200)  # too short to be cut
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
