@@ -56,6 +56,13 @@ GPU_CASES = {  # besides those of the ops, which are small: as many programs at 
         "many-heads": dict(b=1, t=2, h=MANY, k=8, v=8, decay="channel"),
         "many-rows-decode": dict(b=MANY, t=1, h=1, k=8, v=8),
     },
+    "generalized_delta_rule": {
+        "busy": dict(b=4, t=200, h=16, k=64, v=64),
+        "busy-wide": dict(b=2, t=200, h=16, k=128, v=128),
+        "many-rows": dict(b=MANY, t=2, h=1, k=8, v=8),
+        "many-heads": dict(b=1, t=2, h=MANY, k=8, v=8),
+        "many-rows-decode": dict(b=MANY, t=1, h=1, k=8, v=8),
+    },
     "selective_scan": {
         "busy": dict(b=4, t=200, d=2048, m=16),
         "busy-few": dict(b=1, t=4000, d=64, m=16),

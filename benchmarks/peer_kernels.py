@@ -84,6 +84,7 @@ def subjects(dim: int) -> list[tuple[str, Subject]]:
         ("no decay", "delta_rule", square),
         ("decay a head", "delta_rule", dict(square, decay="head")),
         ("decay a channel", "delta_rule", dict(square, decay="channel")),
+        ("", "generalized_delta_rule", square),
         ("16 states", "selective_scan", dict(channels, m=16)),
         ("", "linear_recurrence", channels),
         ("width 4", "short_conv", dict(channels, w=4, activation="silu")),

@@ -184,6 +184,10 @@ def forms(op: str, head_dims: tuple[int, ...]) -> Iterator[Sizes]:
                     yield heads | dict(decay=decay)
                     yield heads | dict(decay=decay, b=1, h=8)
                     yield heads | dict(decay=decay, t=1, b=64, state=True)
+            case "generalized_delta_rule":
+                yield heads
+                yield heads | dict(b=1, h=8)
+                yield heads | dict(t=1, b=64, state=True)
             case "polynomial_attention":
                 yield dict(v=k)
                 yield dict(v=k, b=1, h=8)

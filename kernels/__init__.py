@@ -7,6 +7,7 @@ OPS = (
     "linear_attention",
     "polynomial_attention",
     "delta_rule",
+    "generalized_delta_rule",
     "selective_scan",
     "linear_recurrence",
     "short_conv",

@@ -3,6 +3,7 @@
 from subquad.kernels import OPS, BackendError, explain
 from subquad.kernels.causal_attention import causal_attention
 from subquad.kernels.delta_rule import delta_rule
+from subquad.kernels.generalized_delta_rule import generalized_delta_rule
 from subquad.kernels.levers import cpu_levers
 from subquad.kernels.linear_attention import linear_attention
 from subquad.kernels.linear_recurrence import linear_recurrence
@@ -22,6 +23,7 @@ __all__ = [
     "create",
     "delta_rule",
     "explain",
+    "generalized_delta_rule",
     "linear_attention",
     "linear_recurrence",
     "long_conv",

@@ -192,6 +192,17 @@ def _kimi_delta() -> Callable[..., Tensor]:
     return run
 
 
+def _dplr() -> Callable[..., Tensor]:
+    from fla.ops.generalized_delta_rule.dplr import chunk_dplr_delta_rule, fused_recurrent_dplr_delta_rule
+
+    def run(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, scale=None, state=None) -> Tensor:
+        function = fused_recurrent_dplr_delta_rule if q.shape[1] == 1 else chunk_dplr_delta_rule
+        states = {"initial_state": state, "output_final_state": True}
+        return function(q, k, v, a, b, log_decay, scale=scale, **states)[0]
+
+    return run
+
+
 def _many_tokens(inputs: Inputs) -> str:
     return "is for many tokens" if inputs["q"].shape[1] == 1 else ""
 
@@ -384,6 +395,7 @@ BASELINES: dict[str, tuple[Baseline, ...]] = {
         _fla("gated_delta_rule", _gated_delta_rule, _refuse(cu_seqlens=None), _decay_of(3)),
         _fla("kda", _kimi_delta, _refuse(cu_seqlens=None), _decay_of(4)),
     ),
+    "generalized_delta_rule": (_fla("dplr_delta_rule", _dplr, _refuse(cu_seqlens=None)),),
     "selective_scan": (
         Baseline(
             "mamba-ssm", _mamba, _FROM_ZERO, lay_out=_scan_channels_first,

@@ -26,6 +26,7 @@ OP_SIZES: dict[str, Sizes] = {
     "linear_attention": HEADS,
     "polynomial_attention": HEADS | dict(k=16),
     "delta_rule": HEADS,
+    "generalized_delta_rule": HEADS,
     "selective_scan": dict(b=4, t=4096, d=2048, m=16),
     "linear_recurrence": dict(b=4, t=4096, d=1024),
     "short_conv": dict(b=4, t=4096, d=1024, w=4, activation="silu"),

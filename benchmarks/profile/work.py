@@ -16,9 +16,9 @@ METHOD = (
     "FLOP of a whole pass are those of the op's equation, a multiply and an add being two: attention by its visible "
     "pairs of a query and a key, five products backward for two forward; the linear family by the recurrence, two "
     "products of the state's size a token forward and five backward (the state computed again, dq, the state's "
-    "gradient, dk, dv), of the delta rule three and eight; a recurrence of channels by one forward and two backward; "
-    "a scan by two a state forward and six backward; a short filter by its taps; a long one by real transforms of "
-    "length n = 2t, 2.5 n log2 n each. "
+    "gradient, dk, dv), of the delta rule three and eight, of the generalised one four and eleven; a recurrence of "
+    "channels by one forward and two backward; a scan by two a state forward and six backward; a short filter by its "
+    "taps; a long one by real transforms of length n = 2t, 2.5 n log2 n each. "
     "Exponentials, decays, gates and masks are not counted.",
 )
 
@@ -59,6 +59,12 @@ def _delta(sizes: Sizes) -> tuple[int, int]:
     """Forward the memory is asked, written and read; backward the first two again, and two gradients of each."""
     product = 2 * sizes["b"] * sizes["t"] * sizes["h"] * sizes["k"] * sizes["v"]
     return 3 * product, 8 * product
+
+
+def _generalized_delta(sizes: Sizes) -> tuple[int, int]:
+    """Forward the memory is asked, written twice and read; backward the first three again, two gradients of each."""
+    product = 2 * sizes["b"] * sizes["t"] * sizes["h"] * sizes["k"] * sizes["v"]
+    return 4 * product, 11 * product
 
 
 def _polynomial(sizes: Sizes) -> tuple[int, int]:
@@ -104,6 +110,7 @@ _COUNTS: dict[str, Callable[[Sizes], tuple[int, int]]] = {
     "linear_attention": _linear,
     "polynomial_attention": _polynomial,
     "delta_rule": _delta,
+    "generalized_delta_rule": _generalized_delta,
     "selective_scan": _selective_scan,
     "linear_recurrence": _linear_recurrence,
     "short_conv": _short_conv,

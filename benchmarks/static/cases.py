@@ -12,6 +12,7 @@ WIDTH_MEANS = {
     "linear_attention": "head dim",
     "polynomial_attention": "head dim of v",
     "delta_rule": "head dim",
+    "generalized_delta_rule": "head dim",
     "selective_scan": "number of states a channel",
     "linear_recurrence": "number of channels",
     "short_conv": "filter width",
@@ -23,6 +24,7 @@ WIDTHS = {
     "linear_attention": HEAD_DIMS,
     "polynomial_attention": HEAD_DIMS,
     "delta_rule": HEAD_DIMS,
+    "generalized_delta_rule": HEAD_DIMS,
     "selective_scan": (16, 64),
     "linear_recurrence": (1024,),
     "short_conv": (2, 3, 4, 8),
@@ -76,7 +78,7 @@ def fast_cases() -> list[Case]:
 def _forms(op: str, width: int) -> dict[str, Sizes]:
     square = dict(HEADS, k=width, v=width)
     match op:
-        case "causal_attention":
+        case "causal_attention" | "generalized_delta_rule":
             return {"plain": square}
         case "linear_attention" | "delta_rule":
             kinds = {"no decay": None, "decay a head": "head", "decay a channel": "channel"}
@@ -129,6 +131,12 @@ def _options(op: str) -> tuple[int, dict[str, Sizes]]:
                 "state": dict(HEADS, **both, decay="channel", state=True),
                 "decode": dict(b=4, t=1, h=16, **both, decay="head", state=True),
                 "decode, channel": dict(b=4, t=1, h=16, **both, decay="channel", state=True),
+            }
+        case "generalized_delta_rule":
+            return OPTIONS_AT, {
+                "packed": dict(PACKED, **both),
+                "state": dict(HEADS, **both, state=True),
+                "decode": dict(b=4, t=1, h=16, **both, state=True),
             }
         case "selective_scan":
             return 16, {

@@ -11,7 +11,6 @@ walk is one product, S' = M S + B. beta is never divided by, so it may be zero.
 The backward pass keeps the memory at the start of every segment of time and forms everything else again.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,10 +19,9 @@ from torch import Tensor
 from .._autograd import differentiable
 from .._blocks import blocks, chunk_size, load, num_carries, segments, store
 from .._decays import Decay, load_decay, sums_before, sums_from
+from .._delta import inverse, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
-
-LEAF = 4  # rows of a block that is inverted by a series: longer ones lose digits where keys are alike
 
 
 def _allocate(
@@ -46,7 +44,7 @@ class _Chunks(NamedTuple):
     """What the chunks of a block are before S is known; N chunks of c tokens.
 
     q, k, v: (N, c, width); beta (N, c, 1); reading, asking: q and k as they read S; writing: k as it writes into the
-    next S, times beta. inverse: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
+    next S, times beta. inverted: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
     step, offset: M and B. scores, likeness: weights of q and of k on the earlier k, lower and strictly lower.
     """
 
@@ -58,7 +56,7 @@ class _Chunks(NamedTuple):
     reading: Tensor
     asking: Tensor
     writing: Tensor
-    inverse: Tensor
+    inverted: Tensor
     errors: Tensor
     corrections: Tensor
     step: Tensor
@@ -78,50 +76,14 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay) -> _Ch
     if decay.total is not None:
         reading, asking = q * decay.read, k * decay.read
         writing *= decay.write
-    inverse = _inverse(likeness * beta.mT)
-    errors, corrections = torch.bmm(inverse, v), torch.bmm(inverse, asking)
+    inverted = inverse(likeness * beta.mT)
+    errors, corrections = torch.bmm(inverted, v), torch.bmm(inverted, asking)
     step = torch.bmm(writing.mT, corrections).neg_()
     step.diagonal(dim1=1, dim2=2).add_(1.0 if decay.total is None else decay.total.flatten(0, 1)[..., 0])
     offset = torch.bmm(writing.mT, errors)
     return _Chunks(
-        q, k, v, beta, decay, reading, asking, writing, inverse, errors, corrections, step, offset, scores, likeness
+        q, k, v, beta, decay, reading, asking, writing, inverted, errors, corrections, step, offset, scores, likeness
     )  # fmt: skip
-
-
-@lru_cache(maxsize=8)
-def _identity(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.eye(n, dtype=dtype, device=device)
-
-
-def _inverse(a: Tensor) -> Tensor:
-    """(I + a)^-1 of strictly lower triangular a (N, c, c), c a power of two.
-
-    Of the blocks on the diagonal by (I - a)(I + a^2), for a^4 = 0; then two neighbours X and Y with the block
-    b below X become [[X, 0], [-Y b X, Y]], and again.
-    """
-    c = a.shape[-1]
-    size = min(LEAF, c)
-    leaf = _diagonal(a, size).reshape(-1, size, size)
-    identity = _identity(size, a.dtype, a.device)
-    inverse, power = identity - leaf, leaf
-    for _ in range((size - 1).bit_length() - 1):
-        power = torch.bmm(power, power)
-        inverse = torch.baddbmm(inverse, inverse, power)
-    while size < c:
-        upper, lower = inverse.view(-1, 2, size, size).unbind(1)
-        below = _diagonal(a, 2 * size)[:, :, size:, :size].reshape(-1, size, size)
-        joined = a.new_zeros(len(upper), 2 * size, 2 * size)
-        joined[:, :size, :size] = upper
-        joined[:, size:, size:] = lower
-        joined[:, size:, :size] = torch.bmm(torch.bmm(lower, below), upper).neg_()
-        inverse, size = joined, 2 * size
-    return inverse
-
-
-def _diagonal(a: Tensor, size: int) -> Tensor:
-    """View (N, c / size, size, size) of the square blocks on the diagonal of contiguous (N, c, c)."""
-    num, c, _ = a.shape
-    return a.as_strided((num, c // size, size, size), (c * c, (c + 1) * size, c, 1), a.storage_offset())
 
 
 def _forward(
@@ -139,7 +101,7 @@ def _forward(
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
             chunks, groups = _load(q, k, v, beta, log_decay, block, span, scale, memory.dtype)
-            memories = _walk(chunks, carry)
+            memories = walk(chunks.step, chunks.offset, carry)
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             written = chunks.wrong(before).mul_(chunks.beta)
             result = torch.bmm(chunks.reading, before).baddbmm_(chunks.scores, written)
@@ -156,26 +118,6 @@ def _load(q, k, v, beta, log_decay, block, span, scale, dtype) -> tuple[_Chunks,
     parts[0].mul_(scale)
     groups = parts[0].shape[:2]
     return _prepare(*(x.flatten(0, 1) for x in parts), decay), groups
-
-
-def _walk(chunks: _Chunks, carry: Tensor) -> Tensor:
-    """(n + 1, g, k, v): the memory before each chunk, and after the last."""
-    step, offset = (x.unflatten(0, (-1, len(carry))) for x in (chunks.step, chunks.offset))
-    memories = carry.new_empty(len(step) + 1, *carry.shape)
-    memories[0] = carry
-    for i in range(len(step)):
-        torch.baddbmm(offset[i], step[i], memories[i], out=memories[i + 1])
-    return memories
-
-
-def _walk_back(chunks: _Chunks, offset: Tensor, dcarry: Tensor) -> Tensor:
-    """(n + 1, g, k, v): gradients of the memories, the last one given; `offset` is what each chunk adds."""
-    step, offset = (x.unflatten(0, (-1, len(dcarry))) for x in (chunks.step, offset))
-    dmemories = dcarry.new_empty(len(step) + 1, *dcarry.shape)
-    dmemories[-1] = dcarry
-    for i in reversed(range(len(step))):
-        torch.baddbmm(offset[i], step[i].mT, dmemories[i + 1], out=dmemories[i])
-    return dmemories
 
 
 def _step(
@@ -235,16 +177,16 @@ def _chunks_backward(
     The memory has two readers, q with the gradient dy and k with -dv, and one writer, k with the values beta E.
     """
     decay, beta = chunks.decay, chunks.beta
-    memories = _walk(chunks, carry)
+    memories = walk(chunks.step, chunks.offset, carry)
     before = memories[:-1].flatten(0, 1)
     dwritten = torch.bmm(chunks.scores.mT, dy)
     offset = torch.bmm(chunks.reading.mT, dy).baddbmm_(chunks.corrections.mT, dwritten * beta, alpha=-1)
-    dmemories = _walk_back(chunks, offset, dcarry)
+    dmemories = walk_back(chunks.step, offset, dcarry)
     dafter = dmemories[1:].flatten(0, 1)
 
     keys = chunks.k if decay.total is None else chunks.k * decay.write
     dwritten.baddbmm_(keys, dafter)
-    dv = torch.bmm(chunks.inverse.mT, dwritten * beta)
+    dv = torch.bmm(chunks.inverted.mT, dwritten * beta)
     errors = chunks.wrong(before)
     written = errors * beta
     dbeta = errors.mul_(dwritten.baddbmm_(chunks.likeness.mT, dv, alpha=-1)).sum(-1, keepdim=True)

@@ -130,6 +130,10 @@ PUBLISHED = {
     "fla.ops.kda": dict.fromkeys(
         ("chunk_kda", "fused_recurrent_kda"), "q k v g beta scale initial_state output_final_state"
     ),
+    "fla.ops.generalized_delta_rule.dplr": dict.fromkeys(
+        ("chunk_dplr_delta_rule", "fused_recurrent_dplr_delta_rule"),
+        "q k v a b gk scale initial_state output_final_state",
+    ),
     "fla.ops.hgrn": {
         "chunk_hgrn": "x g initial_state output_final_state",
         "fused_recurrent_hgrn": "x g initial_state output_final_state cu_seqlens",
@@ -150,6 +154,7 @@ GIVE_A_PAIR = (  # (y, state)
     "delta_rule",
     "gated_delta_rule",
     "kda",
+    "dplr",
     "hgrn",
     "causal_conv1d",
 )
@@ -208,6 +213,8 @@ def published(module_name: str, function: str, names: str, calls: list):
     ("delta_rule", "fla gated_delta_rule", HEADS | dict(decay="head", t=1), "fused_recurrent_gated_delta_rule", {}),
     ("delta_rule", "fla kda", HEADS | dict(decay="channel"), "chunk_kda", {}),
     ("delta_rule", "fla kda", HEADS | dict(decay="channel", t=1), "fused_recurrent_kda", {}),
+    ("generalized_delta_rule", "fla dplr_delta_rule", HEADS, "chunk_dplr_delta_rule", {}),
+    ("generalized_delta_rule", "fla dplr_delta_rule", HEADS | dict(t=1), "fused_recurrent_dplr_delta_rule", {}),
     ("selective_scan", "mamba-ssm", dict(b=2, t=9, d=4, m=3, state=False), "selective_scan_fn", {}),
     ("linear_recurrence", "fla hgrn", dict(b=2, t=9, d=4, state=False), "chunk_hgrn", {}),
     ("linear_recurrence", "fla hgrn", dict(b=2, t=9, d=4, state=True), "fused_recurrent_hgrn", {}),

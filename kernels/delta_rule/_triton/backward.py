@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..._chunks import first_slot, load_fade, locate_chunk, weights_between
 from ..._levels import border_factor, late_and_early
 from ..._tiles import (
     dot,
@@ -21,7 +22,6 @@ from ..._tiles import (
     times,
     until_end,
 )
-from ._chunks import first_slot, load_fade, locate_chunk, weights_between
 from ._configs import BACKWARD_CHUNK, BACKWARD_WALK, kind_of
 from .pairs import run_pairs
 from .walk import run_walk

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..._chunks import load_fade, locate_chunk, weights_between
 from ..._levels import late_and_early
 from ..._tiles import chunk_of, power_of_two, precision, rows, strides_of, tile
-from ._chunks import load_fade, locate_chunk, weights_between
 from ._configs import PAIRS, kind_of
 
 

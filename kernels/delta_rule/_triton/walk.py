@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..._chunks import first_slot, load_fade, weights_between
 from ..._tiles import (
     dot,
     locate,
@@ -15,7 +16,6 @@ from ..._tiles import (
     times,
     until_end,
 )
-from ._chunks import first_slot, load_fade, weights_between
 from ._configs import WALK, kind_of
 
 

@@ -1,10 +1,10 @@
-"""Where a chunk is, and the weights between its tokens."""
+"""Where a chunk of a sequence is, for programs that take one each, and the weights between its tokens."""
 
 import triton
 import triton.language as tl
 
-from ..._levels import weights_by_channel
-from ..._tiles import dot, fade, fade_between, tile
+from ._levels import weights_by_channel
+from ._tiles import dot, fade, fade_between, tile
 
 
 @triton.jit

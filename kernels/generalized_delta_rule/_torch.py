@@ -1,0 +1,241 @@
+"""generalized_delta_rule in PyTorch: chunks of tokens as matrix products, the memory carried from chunk to chunk.
+
+In a chunk that begins with the memory S, the answer to token i is
+
+    F_i = a_i fade_{i-1} S + sum_{j < i} (a_i fade_{i-1,j} b_j) F_j + sum_{j < i} (a_i fade_{i-1,j} k_j) v_j
+
+So F = U (A~ S + L V), where U inverts a unit lower triangular matrix, and the rest is linear attention that writes v
+under k and F under b. What is asked by token i fades as what is read by token i - 1: so asks are moved up by a token,
+their weights are formed as a query's, and moved down again. Everything but the walk of S is formed for all chunks of a
+block at once; a step of the walk is one product, S' = M S + B.
+
+The backward pass keeps the memory at the start of every segment of time and forms everything else again.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._autograd import differentiable
+from .._blocks import blocks, chunk_size, load, num_carries, segments, store
+from .._decays import Decay, load_decay, sums_before, sums_from
+from .._delta import inverse, walk, walk_back
+from .._packed import over_sequences
+from . import SHAPES
+
+
+def _allocate(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None,
+    cu_seqlens: Tensor | None, scale: float,
+) -> list[Tensor]:  # fmt: skip
+    """y, the memory after the last token, the memory before each segment but the first."""
+    rows, t, h, width = q.shape
+    n = rows if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    compute = torch.promote_types(q.dtype, torch.float32)
+    memory = (h, width, v.shape[-1])
+    return [
+        q.new_empty(rows, t, h, v.shape[-1]),
+        q.new_empty(n, *memory, dtype=compute),
+        q.new_empty(num_carries(t), n, *memory, dtype=compute),
+    ]
+
+
+class _Chunks(NamedTuple):
+    """What the chunks of a block are before S is known; N chunks of c tokens.
+
+    q, k, v, b: (N, c, width); asks: a, moved up by a token. reading, asking: q and a as they read S; writing, adding:
+    k and b as they write into the next S. inverted: U (N, c, c). told, asked: U L V and U A~, so F = told + asked S.
+    step, offset: M and B. scores, echoes: weights of q on the k and b until it; heard, crossed: of asks, likewise.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    asks: Tensor
+    b: Tensor
+    decay: Decay
+    reading: Tensor
+    asking: Tensor
+    writing: Tensor
+    adding: Tensor
+    inverted: Tensor
+    told: Tensor
+    asked: Tensor
+    step: Tensor
+    offset: Tensor
+    scores: Tensor
+    echoes: Tensor
+    heard: Tensor
+    crossed: Tensor
+
+    def answers(self, memory: Tensor) -> Tensor:
+        """F, from the memories before the chunks. Uses up `told`."""
+        return self.told.baddbmm_(self.asked, memory)
+
+
+def _up(x: Tensor) -> Tensor:
+    """Each row (axis 1) in the place of the one before it; the last row is zero."""
+    moved = torch.zeros_like(x)
+    moved[:, :-1] = x[:, 1:]
+    return moved
+
+
+def _down(x: Tensor) -> Tensor:
+    """Each row in the place of the one after it; the first row is zero."""
+    moved = torch.zeros_like(x)
+    moved[:, 1:] = x[:, :-1]
+    return moved
+
+
+def _prepare(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay) -> _Chunks:
+    asks = _up(a)
+    scores, echoes = decay.scores(q, k), decay.scores(q, b)
+    heard, crossed = decay.scores(asks, k), decay.scores(asks, b)
+    asking = _down(asks * decay.read)
+    asking[:, 0] = a[:, 0]
+    inverted = inverse(_down(crossed).neg_())
+    told, asked = torch.bmm(inverted, torch.bmm(_down(heard), v)), torch.bmm(inverted, asking)
+    writing, adding = k * decay.write, b * decay.write
+    step = torch.bmm(adding.mT, asked)
+    step.diagonal(dim1=1, dim2=2).add_(decay.total.flatten(0, 1)[..., 0])
+    offset = torch.bmm(writing.mT, v).baddbmm_(adding.mT, told)
+    return _Chunks(
+        q, k, v, asks, b, decay, q * decay.read, asking, writing, adding, inverted, told, asked, step, offset,
+        scores, echoes, heard, crossed,
+    )  # fmt: skip
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None, scale: float
+) -> list[Tensor]:
+    if q.shape[1] == 1:
+        return _step(q, k, v, a, b, log_decay, state, scale)
+    outputs = _allocate(q, k, v, a, b, log_decay, state, None, scale)
+    y, memory, carries = outputs
+    rows, t, h, width = q.shape
+    memory.zero_() if state is None else memory.copy_(state)
+    for block in blocks(rows, t, h, width, v.shape[-1]):
+        carry = memory[block].flatten(0, 1)  # (g, k, v)
+        for index, span in enumerate(segments(t)):
+            if index:
+                carries[index - 1][block] = carry.view_as(memory[block])
+            chunks, groups = _load(q, k, v, a, b, log_decay, block, span, scale, memory.dtype)
+            memories = walk(chunks.step, chunks.offset, carry)
+            before, carry = memories[:-1].flatten(0, 1), memories[-1]
+            result = torch.bmm(chunks.reading, before).baddbmm_(chunks.scores, chunks.v)
+            result.baddbmm_(chunks.echoes, chunks.answers(before))
+            store(y, block, span, result.unflatten(0, groups))
+        memory[block] = carry.view_as(memory[block])
+    return outputs
+
+
+def _load(q, k, v, a, b, log_decay, block, span, scale, dtype) -> tuple[_Chunks, tuple[int, int]]:
+    """The chunks of a block and (n, g), their number in time and that of its groups."""
+    chunk = chunk_size(q.shape[1])
+    decay = load_decay(log_decay, block, span, chunk, dtype)
+    parts = [load(x, block, span, chunk, dtype) for x in (q, k, v, a, b)]
+    parts[0].mul_(scale)
+    groups = parts[0].shape[:2]
+    return _prepare(*(x.flatten(0, 1) for x in parts), decay), groups
+
+
+def _step(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None, scale: float
+) -> list[Tensor]:
+    """One token: the equation itself."""
+    compute = torch.promote_types(q.dtype, torch.float32)
+    rows, _, h, width = q.shape
+    query, key, value, ask, answer_key = (x.to(compute).reshape(rows * h, 1, -1) for x in (q, k, v, a, b))
+    written = torch.bmm(key.mT, value)
+    if state is None:
+        memory = written
+    else:
+        before = state.to(compute).reshape(rows * h, width, -1)
+        memory = before * log_decay.to(compute).exp().reshape(rows * h, width, 1)
+        memory.baddbmm_(answer_key.mT, torch.bmm(ask, before)).add_(written)
+    y = torch.bmm(query, memory).mul_(scale).view(rows, 1, h, -1)
+    memory = memory.view(rows, h, width, -1)
+    return [y.to(q.dtype), memory, y.new_empty(0, *memory.shape)]
+
+
+def _backward(
+    grads: list[Tensor | None], kept: list[Tensor],
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None, scale: float,
+) -> list[Tensor | None]:  # fmt: skip
+    y, memory, carries = kept
+    dy = torch.zeros_like(y) if grads[0] is None else grads[0]
+    dstate = torch.zeros_like(memory) if grads[1] is None else grads[1].clone()
+    places = [x.new_empty(x.shape) for x in (q, k, v, a, b)]
+    places.append(torch.empty_like(log_decay, dtype=memory.dtype))
+    rows, t, h, width = q.shape
+    for block in blocks(rows, t, h, width, v.shape[-1]):
+        dcarry = dstate[block].flatten(0, 1)
+        for index, span in reversed(list(enumerate(segments(t)))):
+            carry = carries[index - 1] if index else state
+            carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
+            chunks, groups = _load(q, k, v, a, b, log_decay, block, span, scale, memory.dtype)
+            outer = load(dy, block, span, chunk_size(t), memory.dtype).flatten(0, 1)
+            *found, dcarry = _chunks_backward(chunks, outer, carry, dcarry)
+            found[0].mul_(scale)
+            for place, dx in zip(places, found, strict=True):
+                store(place, block, span, dx.unflatten(0, groups))
+        dstate[block] = dcarry.view_as(dstate[block])
+    return [*places, None if state is None else dstate]
+
+
+def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of one block: dq, dk, dv, da, db, dlog_decay, and that of the memory before it.
+
+    The memory has two readers, q with the gradient dy and a with the gradient of what U is applied to, and two
+    writers, k with v and b with F.
+    """
+    decay = chunks.decay
+    memories = walk(chunks.step, chunks.offset, carry)
+    before = memories[:-1].flatten(0, 1)
+    danswers = torch.bmm(chunks.echoes.mT, dy)
+    offset = torch.bmm(chunks.reading.mT, dy).baddbmm_(chunks.asked.mT, danswers)
+    dmemories = walk_back(chunks.step, offset, dcarry)
+    dafter = dmemories[1:].flatten(0, 1)
+
+    danswers.baddbmm_(chunks.adding, dafter)
+    dtold = torch.bmm(chunks.inverted.mT, danswers)  # of A~ S + L V
+    later = _up(dtold)  # where the weights of asks are
+    dv = torch.bmm(chunks.scores.mT, dy).baddbmm_(chunks.writing, dafter).baddbmm_(chunks.heard.mT, later)
+    answers = chunks.answers(before)
+
+    dq, dasks = torch.bmm(dy, before.mT), torch.bmm(dtold, before.mT)
+    first = dasks[:, 0].clone()  # the first token asks before anything has faded
+    dasks = _up(dasks)
+    dk, db = torch.bmm(chunks.v, dafter.mT), torch.bmm(answers, dafter.mT)
+    dq *= decay.read
+    dasks *= decay.read
+    dk *= decay.write
+    db *= decay.write
+    from_before = (chunks.q * dq).addcmul_(chunks.asks, dasks)
+    to_after = (chunks.k * dk).addcmul_(chunks.b, db)
+    flow = from_before
+    for reader, dreader, outer in ((chunks.q, dq, dy), (chunks.asks, dasks, later)):
+        own = (chunks.scores, chunks.echoes) if reader is chunks.q else (chunks.heard, chunks.crossed)
+        writers = ((chunks.k, dk, chunks.v), (chunks.b, db, answers))
+        for weights, (writer, dwriter, written) in zip(own, writers, strict=True):
+            dweights = torch.bmm(outer, written.mT)
+            flow += decay.scores_backward(reader, writer, weights, dweights, dreader, dwriter)
+    dlog_decay = sums_from(flow).add_(sums_before(to_after))
+    dlog_decay += decay.across(memories[:-1].mul_(dmemories[1:]))
+    da = _down(dasks)
+    da[:, 0] = first
+    return dq, dk, dv, da, db, dlog_decay, dmemories[0]
+
+
+_run = differentiable(
+    "generalized_delta_rule_torch", SHAPES, *over_sequences(SHAPES, _allocate, _forward, _backward), num_outputs=2
+)
+
+
+def generalized_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None,
+    cu_seqlens: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    y, memory, *_ = _run(q, k, v, a, b, log_decay, state, cu_seqlens, scale)
+    return y, memory
