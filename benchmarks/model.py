@@ -128,8 +128,10 @@ class Block(nn.Module):
         normed = self.mixer_norm(x)
         inputs, _ = self.mixer.project(normed, None, 0)
         y, _ = self.mixer.mix(inputs, None)
-        x, normed, y = (rows.flatten(0, 1).index_select(0, at) for rows in (x, normed, y))
-        merged = self.mixer.merge(normed.unsqueeze(0), y.unsqueeze(0)).squeeze(0)
+        beside = [inputs[name] for name in self.mixer.beside]
+        x, normed, y, *beside = (rows.flatten(0, 1).index_select(0, at) for rows in (x, normed, y, *beside))
+        given = {name: rows.unsqueeze(0) for name, rows in zip(self.mixer.beside, beside, strict=True)}
+        merged = self.mixer.merge(normed.unsqueeze(0), y.unsqueeze(0), **given).squeeze(0)
         return self._transform(x + merged)
 
     def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:

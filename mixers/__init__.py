@@ -22,6 +22,7 @@ from .mlstm import MLSTM
 from .rebased import ReBased
 from .retention import Retention
 from .rg_lru import RGLRU
+from .rwkv7 import RWKV7
 from .s4d import S4D
 from .sliding_window import SlidingWindow
 
@@ -42,6 +43,7 @@ MIXERS = {
     "delta_net": DeltaNet,
     "gated_delta_net": GatedDeltaNet,
     "kimi_delta": KimiDelta,
+    "rwkv7": RWKV7,
     # recurrences of channels
     "mamba": Mamba,
     "rg_lru": RGLRU,
@@ -60,6 +62,7 @@ __all__ = [
     "MIXERS",
     "MLSTM",
     "RGLRU",
+    "RWKV7",
     "S4D",
     "Attention",
     "BaseConv",

@@ -47,6 +47,7 @@ class Mixer(nn.Module, ABC):
     """
 
     values = "v"  # the op's input that is mixed over time, linearly; all others decide with what weights
+    beside: tuple[str, ...] = ()  # what `project` makes for `merge` alone, (b, t, ...) each: it goes past the op
 
     def __init__(self, d_model: int, backend: str):
         super().__init__()
@@ -71,11 +72,12 @@ class Mixer(nn.Module, ABC):
             )
         inputs, conv = self.project(x, state.conv, state.position)
         y, memory = self.mix(inputs, state.memory)
-        return self.merge(x, y), State(conv, memory, state.position + x.shape[1])
+        beside = {name: inputs[name] for name in self.beside}
+        return self.merge(x, y, **beside), State(conv, memory, state.position + x.shape[1])
 
     @abstractmethod
     def project(self, x: Tensor, conv: Tensor | None, position: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The op's inputs under the op's own names, and the short convolution's new state."""
+        """The op's inputs under the op's own names, what goes `beside`, and the short convolution's new state."""
 
     @abstractmethod
     def mix(self, inputs: dict[str, Tensor], memory: Memory | None) -> tuple[Tensor, Memory | None]:
@@ -83,7 +85,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def merge(self, x: Tensor, y: Tensor) -> Tensor:
-        """Norm, gate and output projection, token by token."""
+        """Norm, gate and output projection, token by token. A mixer that names inputs `beside` takes these too."""
 
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """The weights with which `mix` sums the values of the tokens s <= t: y = matrix @ v.

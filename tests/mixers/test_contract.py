@@ -54,6 +54,7 @@ OPTIONS = {
         "negative_eigenvalues": ({}, True),
     },
     "kimi_delta": {"num_heads": ({}, 2), "conv_width": ({}, 3), "negative_eigenvalues": ({}, True)},
+    "rwkv7": {"num_heads": ({}, 2), "rank": ({}, 5), "token_shift": ({}, False)},
     "mamba": {"expand": ({}, 1), "d_state": ({}, 8), "dt_rank": ({}, 3), "conv_width": ({}, 3)},
     "rg_lru": {"expand": ({}, 2), "num_heads": ({}, 2), "conv_width": ({}, 3)},
     "base_conv": {"conv_width": ({}, 4), "max_length": (LONG, 64), "implicit": (LONG, True)},
@@ -250,6 +251,10 @@ def test_mixing_matrix_of_more_tokens_than_channels():
 @every_variant
 def test_gradients_reach_every_parameter(variant):
     mixer = build(variant)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            if not parameter.any():  # a product that starts at zero holds back its other factor's gradient
+                parameter.normal_()
     (mixer(tokens()) ** 2).sum().backward()
     for name, parameter in mixer.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-9, name

@@ -34,6 +34,8 @@ VARIANTS = {
     "delta_net-no-conv": ("delta_net", dict(conv_width=None, negative_eigenvalues=True)),
     "gated_delta_net": ("gated_delta_net", dict(num_heads=2)),
     "kimi_delta": ("kimi_delta", dict(num_heads=2)),
+    "rwkv7": ("rwkv7", dict(num_heads=2, rank=4)),
+    "rwkv7-no-shift": ("rwkv7", dict(rank=3, token_shift=False)),
     "mamba": ("mamba", dict(d_state=4)),
     "mamba-no-conv": ("mamba", dict(d_state=3, dt_rank=5, conv_width=None)),
     "rg_lru": ("rg_lru", dict()),
