@@ -5,63 +5,42 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-LEAF = 4  # rows of a block that is inverted by a series: longer ones lose digits where keys are alike
-
 
 def inverse(a: Tensor) -> Tensor:
-    """(I + a)^-1 of strictly lower triangular a (N, c, c), c a power of two.
+    """(I + a)^-1 of strictly lower triangular a (N, c, c), by substitution: no digits are lost where keys are alike."""
+    unit = _identity(a.shape[-1], a.dtype, a.device).expand_as(a)
+    return torch.linalg.solve_triangular(a, unit, upper=False, unitriangular=True)
 
-    Of the blocks on the diagonal by (I - a)(I + a^2), for a^4 = 0; then two neighbours X and Y with the block
-    b below X become [[X, 0], [-Y b X, Y]], and again.
+
+def room_for_walk(groups: tuple[int, int], key: int, value: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Memories (n + 1, g, k, v) of n chunks, to be filled, and views (n g, k, v) of those after and before a chunk."""
+    n, g = groups
+    memories = like.new_empty(n + 1, g, key, value)
+    return memories, memories[1:].flatten(0, 1), memories[:-1].flatten(0, 1)
+
+
+def walk(step: Tensor, memories: Tensor, carry: Tensor) -> Tensor:
+    """(n + 1, g, k, v): the memory before each of n chunks, and after the last. A chunk makes M S + B of S.
+
+    step: (N, k, k) M of N = n g chunks; memories: what is returned, with the B of each chunk in the place of the
+    memory after it; carry: (g, k, v) the memory before the first.
     """
-    c = a.shape[-1]
-    size = min(LEAF, c)
-    leaf = _diagonal(a, size).reshape(-1, size, size)
-    identity = _identity(size, a.dtype, a.device)
-    found, power = identity - leaf, leaf
-    for _ in range((size - 1).bit_length() - 1):
-        power = torch.bmm(power, power)
-        found = torch.baddbmm(found, found, power)
-    while size < c:
-        upper, lower = found.view(-1, 2, size, size).unbind(1)
-        below = _diagonal(a, 2 * size)[:, :, size:, :size].reshape(-1, size, size)
-        joined = a.new_zeros(len(upper), 2 * size, 2 * size)
-        joined[:, :size, :size] = upper
-        joined[:, size:, size:] = lower
-        joined[:, size:, :size] = torch.bmm(torch.bmm(lower, below), upper).neg_()
-        found, size = joined, 2 * size
-    return found
-
-
-def walk(step: Tensor, offset: Tensor, carry: Tensor) -> Tensor:
-    """(n + 1, g, k, v): the memory before each chunk, and after the last. A chunk makes M S + B of S.
-
-    step: (N, k, k) M of N = n g chunks; offset: (N, k, v) B; carry: (g, k, v) the memory before the first.
-    """
-    step, offset = (x.unflatten(0, (-1, len(carry))) for x in (step, offset))
-    memories = carry.new_empty(len(step) + 1, *carry.shape)
+    step = step.unflatten(0, (-1, len(carry)))
     memories[0] = carry
     for i in range(len(step)):
-        torch.baddbmm(offset[i], step[i], memories[i], out=memories[i + 1])
+        memories[i + 1].baddbmm_(step[i], memories[i])
     return memories
 
 
-def walk_back(step: Tensor, offset: Tensor, dcarry: Tensor) -> Tensor:
-    """(n + 1, g, k, v): gradients of the memories, the last one given; `offset` is what each chunk adds."""
-    step, offset = (x.unflatten(0, (-1, len(dcarry))) for x in (step, offset))
-    dmemories = dcarry.new_empty(len(step) + 1, *dcarry.shape)
+def walk_back(step: Tensor, dmemories: Tensor, dcarry: Tensor) -> Tensor:
+    """(n + 1, g, k, v): their gradients; what each chunk adds is in the place of that before it, dcarry is the last."""
+    step = step.unflatten(0, (-1, len(dcarry)))
     dmemories[-1] = dcarry
     for i in reversed(range(len(step))):
-        torch.baddbmm(offset[i], step[i].mT, dmemories[i + 1], out=dmemories[i])
+        dmemories[i].baddbmm_(step[i].mT, dmemories[i + 1])
     return dmemories
 
 
 @lru_cache(maxsize=8)
 def _identity(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.eye(n, dtype=dtype, device=device)
-
-
-def _diagonal(a: Tensor, size: int) -> Tensor:
-    """View (N, c / size, size, size) of the square blocks on the diagonal of contiguous (N, c, c)."""
-    num, c, _ = a.shape
-    return a.as_strided((num, c // size, size, size), (c * c, (c + 1) * size, c, 1), a.storage_offset())

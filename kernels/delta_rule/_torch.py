@@ -19,7 +19,7 @@ from torch import Tensor
 from .._autograd import differentiable
 from .._blocks import blocks, chunk_size, load, num_carries, segments, store
 from .._decays import Decay, load_decay, sums_before, sums_from
-from .._delta import inverse, walk, walk_back
+from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
 
@@ -44,8 +44,9 @@ class _Chunks(NamedTuple):
     """What the chunks of a block are before S is known; N chunks of c tokens.
 
     q, k, v: (N, c, width); beta (N, c, 1); reading, asking: q and k as they read S; writing: k as it writes into the
-    next S, times beta. inverted: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
-    step, offset: M and B. scores, likeness: weights of q and of k on the earlier k, lower and strictly lower.
+    next S. inverted: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
+    step: M. memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, likeness: weights of q
+    and of k on the earlier k, lower and strictly lower.
     """
 
     q: Tensor
@@ -60,7 +61,7 @@ class _Chunks(NamedTuple):
     errors: Tensor
     corrections: Tensor
     step: Tensor
-    offset: Tensor
+    memories: Tensor
     scores: Tensor
     likeness: Tensor
 
@@ -69,20 +70,21 @@ class _Chunks(NamedTuple):
         return self.errors.baddbmm_(self.corrections, memory, alpha=-1)
 
 
-def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay) -> _Chunks:
+def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, groups: tuple[int, int]) -> _Chunks:
     scores = decay.scores(q, k)
     likeness = decay.scores(k, k).tril_(-1)
-    reading, asking, writing = q, k, k * beta
+    reading, asking, writing = q, k, k
     if decay.total is not None:
-        reading, asking = q * decay.read, k * decay.read
-        writing *= decay.write
+        reading, asking, writing = q * decay.read, k * decay.read, k * decay.write
     inverted = inverse(likeness * beta.mT)
     errors, corrections = torch.bmm(inverted, v), torch.bmm(inverted, asking)
-    step = torch.bmm(writing.mT, corrections).neg_()
+    weighed = (writing * beta).mT
+    step = torch.bmm(weighed, corrections).neg_()
     step.diagonal(dim1=1, dim2=2).add_(1.0 if decay.total is None else decay.total.flatten(0, 1)[..., 0])
-    offset = torch.bmm(writing.mT, errors)
+    memories, after, _ = room_for_walk(groups, k.shape[-1], v.shape[-1], v)
+    torch.bmm(weighed, errors, out=after)
     return _Chunks(
-        q, k, v, beta, decay, reading, asking, writing, inverted, errors, corrections, step, offset, scores, likeness
+        q, k, v, beta, decay, reading, asking, writing, inverted, errors, corrections, step, memories, scores, likeness
     )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def _forward(
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
             chunks, groups = _load(q, k, v, beta, log_decay, block, span, scale, memory.dtype)
-            memories = walk(chunks.step, chunks.offset, carry)
+            memories = walk(chunks.step, chunks.memories, carry)
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             written = chunks.wrong(before).mul_(chunks.beta)
             result = torch.bmm(chunks.reading, before).baddbmm_(chunks.scores, written)
@@ -117,7 +119,7 @@ def _load(q, k, v, beta, log_decay, block, span, scale, dtype) -> tuple[_Chunks,
     parts = [load(x, block, span, chunk, dtype) for x in (q, k, v, beta[..., None])]
     parts[0].mul_(scale)
     groups = parts[0].shape[:2]
-    return _prepare(*(x.flatten(0, 1) for x in parts), decay), groups
+    return _prepare(*(x.flatten(0, 1) for x in parts), decay, groups), groups
 
 
 def _step(
@@ -177,16 +179,16 @@ def _chunks_backward(
     The memory has two readers, q with the gradient dy and k with -dv, and one writer, k with the values beta E.
     """
     decay, beta = chunks.decay, chunks.beta
-    memories = walk(chunks.step, chunks.offset, carry)
+    memories = walk(chunks.step, chunks.memories, carry)
     before = memories[:-1].flatten(0, 1)
     dwritten = torch.bmm(chunks.scores.mT, dy)
-    offset = torch.bmm(chunks.reading.mT, dy).baddbmm_(chunks.corrections.mT, dwritten * beta, alpha=-1)
-    dmemories = walk_back(chunks.step, offset, dcarry)
-    dafter = dmemories[1:].flatten(0, 1)
+    dmemories, dafter, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)
+    weighed = dwritten * beta
+    torch.bmm(chunks.reading.mT, dy, out=dbefore).baddbmm_(chunks.corrections.mT, weighed, alpha=-1)
+    walk_back(chunks.step, dmemories, dcarry)
 
-    keys = chunks.k if decay.total is None else chunks.k * decay.write
-    dwritten.baddbmm_(keys, dafter)
-    dv = torch.bmm(chunks.inverted.mT, dwritten * beta)
+    dwritten.baddbmm_(chunks.writing, dafter)
+    dv = torch.bmm(chunks.inverted.mT, torch.mul(dwritten, beta, out=weighed))
     errors = chunks.wrong(before)
     written = errors * beta
     dbeta = errors.mul_(dwritten.baddbmm_(chunks.likeness.mT, dv, alpha=-1)).sum(-1, keepdim=True)
@@ -194,7 +196,7 @@ def _chunks_backward(
     fades = decay.total is not None
     if fades:
         from_before = decay.reduce((chunks.reading * dq).addcmul_(chunks.asking, dasked))
-        to_after = decay.reduce(keys.mul_(dk))
+        to_after = decay.reduce(chunks.writing.mul_(dk))
         dq *= decay.read
         dasked *= decay.read
         dk *= decay.write

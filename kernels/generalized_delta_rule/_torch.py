@@ -20,7 +20,7 @@ from torch import Tensor
 from .._autograd import differentiable
 from .._blocks import blocks, chunk_size, load, num_carries, segments, store
 from .._decays import Decay, load_decay, sums_before, sums_from
-from .._delta import inverse, walk, walk_back
+from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
 
@@ -46,7 +46,8 @@ class _Chunks(NamedTuple):
 
     q, k, v, b: (N, c, width); asks: a, moved up by a token. reading, asking: q and a as they read S; writing, adding:
     k and b as they write into the next S. inverted: U (N, c, c). told, asked: U L V and U A~, so F = told + asked S.
-    step, offset: M and B. scores, echoes: weights of q on the k and b until it; heard, crossed: of asks, likewise.
+    step: M. memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, echoes: weights of q on
+    the k and b until it; heard, crossed: of asks, likewise.
     """
 
     q: Tensor
@@ -63,7 +64,7 @@ class _Chunks(NamedTuple):
     told: Tensor
     asked: Tensor
     step: Tensor
-    offset: Tensor
+    memories: Tensor
     scores: Tensor
     echoes: Tensor
     heard: Tensor
@@ -88,7 +89,7 @@ def _down(x: Tensor) -> Tensor:
     return moved
 
 
-def _prepare(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay) -> _Chunks:
+def _prepare(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay, groups: tuple[int, int]) -> _Chunks:
     asks = _up(a)
     scores, echoes = decay.scores(q, k), decay.scores(q, b)
     heard, crossed = decay.scores(asks, k), decay.scores(asks, b)
@@ -99,9 +100,10 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay
     writing, adding = k * decay.write, b * decay.write
     step = torch.bmm(adding.mT, asked)
     step.diagonal(dim1=1, dim2=2).add_(decay.total.flatten(0, 1)[..., 0])
-    offset = torch.bmm(writing.mT, v).baddbmm_(adding.mT, told)
+    memories, after, _ = room_for_walk(groups, k.shape[-1], v.shape[-1], v)
+    torch.bmm(writing.mT, v, out=after).baddbmm_(adding.mT, told)
     return _Chunks(
-        q, k, v, asks, b, decay, q * decay.read, asking, writing, adding, inverted, told, asked, step, offset,
+        q, k, v, asks, b, decay, q * decay.read, asking, writing, adding, inverted, told, asked, step, memories,
         scores, echoes, heard, crossed,
     )  # fmt: skip
 
@@ -121,7 +123,7 @@ def _forward(
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
             chunks, groups = _load(q, k, v, a, b, log_decay, block, span, scale, memory.dtype)
-            memories = walk(chunks.step, chunks.offset, carry)
+            memories = walk(chunks.step, chunks.memories, carry)
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             result = torch.bmm(chunks.reading, before).baddbmm_(chunks.scores, chunks.v)
             result.baddbmm_(chunks.echoes, chunks.answers(before))
@@ -137,7 +139,7 @@ def _load(q, k, v, a, b, log_decay, block, span, scale, dtype) -> tuple[_Chunks,
     parts = [load(x, block, span, chunk, dtype) for x in (q, k, v, a, b)]
     parts[0].mul_(scale)
     groups = parts[0].shape[:2]
-    return _prepare(*(x.flatten(0, 1) for x in parts), decay), groups
+    return _prepare(*(x.flatten(0, 1) for x in parts), decay, groups), groups
 
 
 def _step(
@@ -191,12 +193,12 @@ def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor)
     writers, k with v and b with F.
     """
     decay = chunks.decay
-    memories = walk(chunks.step, chunks.offset, carry)
+    memories = walk(chunks.step, chunks.memories, carry)
     before = memories[:-1].flatten(0, 1)
     danswers = torch.bmm(chunks.echoes.mT, dy)
-    offset = torch.bmm(chunks.reading.mT, dy).baddbmm_(chunks.asked.mT, danswers)
-    dmemories = walk_back(chunks.step, offset, dcarry)
-    dafter = dmemories[1:].flatten(0, 1)
+    dmemories, dafter, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)
+    torch.bmm(chunks.reading.mT, dy, out=dbefore).baddbmm_(chunks.asked.mT, danswers)
+    walk_back(chunks.step, dmemories, dcarry)
 
     danswers.baddbmm_(chunks.adding, dafter)
     dtold = torch.bmm(chunks.inverted.mT, danswers)  # of A~ S + L V
