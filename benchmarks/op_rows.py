@@ -14,6 +14,7 @@ from torch import Tensor
 
 from subquad.kernels.causal_attention import causal_attention
 from subquad.kernels.delta_rule import delta_rule
+from subquad.kernels.generalized_delta_rule import generalized_delta_rule
 from subquad.kernels.linear_attention import linear_attention
 from subquad.kernels.long_conv import long_conv
 from subquad.kernels.polynomial_attention import polynomial_attention
@@ -96,6 +97,10 @@ def run_linear_attention(t: int, device: torch.device, decay: str) -> Run:
 def run_delta_rule(t: int, device: torch.device, decay: str = "none") -> Run:
     """`decay` as of `run_linear_attention`."""
     return forward_backward(delta_rule, **_delta_inputs(t, device, decay))
+
+
+def run_generalized_delta_rule(t: int, device: torch.device, decay: str = "vector") -> Run:
+    return forward_backward(generalized_delta_rule, **_generalized_delta_inputs(t, device, decay))
 
 
 def run_selective_scan(t: int, device: torch.device) -> Run:
@@ -186,6 +191,13 @@ def _delta_inputs(t: int, device: torch.device, decay: str) -> dict[str, Tensor]
     return inputs | {"k": F.normalize(inputs["k"], dim=-1), "beta": torch.rand(1, t, NUM_HEADS, device=device)}
 
 
+def _generalized_delta_inputs(t: int, device: torch.device, decay: str) -> dict[str, Tensor]:
+    """RWKV-7's: what is asked under a key is erased under it by a share a channel."""
+    inputs = _fading_heads(t, device, decay)
+    key = F.normalize(torch.randn_like(inputs["k"]), dim=-1)
+    return inputs | {"a": -key, "b": key * torch.rand_like(key)}
+
+
 def _scan_inputs(t: int, device: torch.device) -> dict[str, Tensor]:
     x, dt = torch.randn(1, t, SCAN_CHANNELS, device=device), torch.rand(1, t, SCAN_CHANNELS, device=device) * 0.1
     B, C = (torch.randn(1, t, SCAN_STATES, device=device) for _ in range(2))
@@ -242,6 +254,7 @@ SUBQUADRATIC: dict[str, Callable[[int, torch.device], Run]] = {
     "delta_rule": run_delta_rule,
     "delta_rule/scalar": partial(run_delta_rule, decay="scalar"),
     "delta_rule/vector": partial(run_delta_rule, decay="vector"),
+    "generalized_delta_rule": run_generalized_delta_rule,
     "polynomial_attention": run_polynomial_attention,
     "selective_scan": run_selective_scan,
     "short_conv": run_short_conv,
@@ -269,6 +282,7 @@ COMPARISONS = (
     _beside_fla("delta_rule", peers.fla_delta_rule, _delta_inputs, "none"),
     _beside_fla("delta_rule/scalar", peers.fla_gated_delta_rule, _delta_inputs, "scalar"),
     _beside_fla("delta_rule/vector", peers.fla_kimi_delta, _delta_inputs, "vector"),
+    _beside_fla("generalized_delta_rule", peers.fla_generalized_delta_rule, _generalized_delta_inputs, "vector"),
     Comparison(
         "a step a token",
         {"selective_scan": 50},

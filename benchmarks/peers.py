@@ -97,3 +97,10 @@ def fla_kimi_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Ten
     from fla.ops.kda.naive import naive_chunk_kda
 
     return naive_chunk_kda(q, k, v, log_decay, beta)[0]
+
+
+def fla_generalized_delta_rule(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor) -> Tensor:
+    """It has the layout (b, h, t, k)."""
+    from fla.ops.generalized_delta_rule.dplr.naive import dplr_chunkwise
+
+    return dplr_chunkwise(*(x.transpose(1, 2) for x in (q, k, v, a, b, log_decay)))[0].transpose(1, 2)

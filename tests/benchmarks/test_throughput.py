@@ -14,6 +14,7 @@ from subquad.benchmarks.op_throughput import Result, make_table, run_op_throughp
 from subquad.benchmarks.throughput import DECODE_STEPS, measure_model, run_throughput
 from subquad.kernels.causal_attention import causal_attention
 from subquad.kernels.delta_rule import delta_rule
+from subquad.kernels.generalized_delta_rule import generalized_delta_rule
 from subquad.kernels.linear_attention import linear_attention
 from subquad.kernels.long_conv import long_conv
 from subquad.kernels.selective_scan import selective_scan
@@ -138,6 +139,7 @@ def test_every_row_and_goal_is_there():
     beside_fla = [comparison for comparison in COMPARISONS if comparison.package]
     assert {op: goal for comparison in beside_fla for op, goal in comparison.goals.items()} == {
         "linear_attention/scalar": 3, "delta_rule": 3, "delta_rule/scalar": 3, "delta_rule/vector": 3,
+        "generalized_delta_rule": 3,
     }  # fmt: skip
     rest = [comparison for comparison in COMPARISONS if comparison not in beside_fla]
     goals = {op: goal for comparison in rest for op, goal in comparison.goals.items()}
@@ -177,6 +179,7 @@ def test_every_comparison_runs_forward_and_backward(comparison):
     (peers.fla_delta_rule, op_rows._delta_inputs, delta_rule, "none"),
     (peers.fla_gated_delta_rule, op_rows._delta_inputs, delta_rule, "scalar"),
     (peers.fla_kimi_delta, op_rows._delta_inputs, delta_rule, "vector"),
+    (peers.fla_generalized_delta_rule, op_rows._generalized_delta_inputs, generalized_delta_rule, "vector"),
 ], ids=lambda x: getattr(x, "__name__", x))  # fmt: skip
 def test_plain_chunks_of_fla_compute_the_same(peer, inputs, op, decay):
     pytest.importorskip("fla")
