@@ -16,6 +16,7 @@ MAY_SPILL = (
     ({"op": "linear_attention", "case": "decay a channel", "width": 128}, BY_CHANNEL),
     ({"op": "linear_attention", "case": "decay a channel", "width": 256}, BY_CHANNEL),
     ({"op": "delta_rule", "case": "decay a channel", "width": 256}, BY_CHANNEL),
+    ({"op": "generalized_delta_rule", "width": 256}, BY_CHANNEL),
     (
         {"op": "long_conv", "target": "b200"},
         "tensor memory is too small for the products of eight warps, and sixteen have 128 registers a thread",

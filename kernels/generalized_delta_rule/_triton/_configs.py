@@ -23,5 +23,5 @@ def _table(part: str, tile: str, sizes: tuple[int, ...], half: Rows, single: tup
 # Chunks of 16 tokens: with 32, a program of the last kernel would need more registers than it has.
 PAIRS = _table("pairs", "BLOCK_T", (16, 32, 64), {64: (16, 4), 256: (16, 8)}, (16, 4))
 WALK = _table("walk", "BLOCK", (16, 32, 64, 128), {128: (32, 8), 256: (16, 8)}, (16, 8))
-BACKWARD_WALK = _table("bwd_walk", "BLOCK", (16, 32, 64, 128), {256: (32, 8)}, (16, 8))
+BACKWARD_WALK = _table("bwd_walk", "BLOCK", (16, 32, 64, 128), {128: (32, 8), 256: (16, 8)}, (16, 8))
 BACKWARD_CHUNK = _table("bwd_chunk", "BLOCK", (16, 32, 64, 128), {128: (32, 8), 256: (16, 8)}, (16, 8))
