@@ -48,7 +48,7 @@ FAR_CASES: dict[str, dict[str, dict]] = {  # sizes of a row; "packed" rows lie b
     },
     "generalized_delta_rule": {
         "far-values": HEADS | dict(k=16, v=128, state=False),
-        "far-keys": HEADS | dict(k=128, v=16, state=False),
+        "far-keys": HEADS | dict(k=128, v=8, state=False),
         "far-tokens-packed": HEADS | dict(k=16, v=128, state=False, packed=True),
         "far-states": dict(t=1, h=4, k=64, v=64),
     },
