@@ -99,8 +99,8 @@ def run_delta_rule(t: int, device: torch.device, decay: str = "none") -> Run:
     return forward_backward(delta_rule, **_delta_inputs(t, device, decay))
 
 
-def run_generalized_delta_rule(t: int, device: torch.device, decay: str = "vector") -> Run:
-    return forward_backward(generalized_delta_rule, **_generalized_delta_inputs(t, device, decay))
+def run_generalized_delta_rule(t: int, device: torch.device) -> Run:
+    return forward_backward(generalized_delta_rule, **_generalized_delta_inputs(t, device, "vector"))
 
 
 def run_selective_scan(t: int, device: torch.device) -> Run:

@@ -18,9 +18,16 @@ class Block(NamedTuple):
     heads: slice
 
 
-def num_carries(t: int) -> int:
-    """How many memories are kept: one at the start of every segment but the first, where it is an input."""
-    return (t - 1) // SEGMENT
+def new_outputs(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, columns: int = 0) -> list[Tensor]:
+    """Unwritten y, the memory after the last token, and the memories before each segment but the first (an input).
+
+    A memory has `columns` more columns than v.
+    """
+    b, t, h, width = q.shape
+    n = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    memory = dict(size=(n, h, width, v.shape[-1] + columns), dtype=torch.promote_types(q.dtype, torch.float32))
+    carries = memory | dict(size=((t - 1) // SEGMENT, *memory["size"]))
+    return [q.new_empty(b, t, h, v.shape[-1]), q.new_empty(**memory), q.new_empty(**carries)]
 
 
 def segments(t: int) -> list[slice]:

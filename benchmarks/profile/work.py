@@ -56,15 +56,13 @@ def _linear(sizes: Sizes) -> tuple[int, int]:
 
 
 def _delta(sizes: Sizes) -> tuple[int, int]:
-    """Forward the memory is asked, written and read; backward the first two again, and two gradients of each."""
-    product = 2 * sizes["b"] * sizes["t"] * sizes["h"] * sizes["k"] * sizes["v"]
-    return 3 * product, 8 * product
+    """Forward the memory is asked, written and read."""
+    return _recurrence(sizes, sizes["k"], sizes["v"], products=3)
 
 
 def _generalized_delta(sizes: Sizes) -> tuple[int, int]:
-    """Forward the memory is asked, written twice and read; backward the first three again, two gradients of each."""
-    product = 2 * sizes["b"] * sizes["t"] * sizes["h"] * sizes["k"] * sizes["v"]
-    return 4 * product, 11 * product
+    """Forward the memory is asked, written twice and read."""
+    return _recurrence(sizes, sizes["k"], sizes["v"], products=4)
 
 
 def _polynomial(sizes: Sizes) -> tuple[int, int]:
@@ -72,9 +70,10 @@ def _polynomial(sizes: Sizes) -> tuple[int, int]:
     return _recurrence(sizes, features, sizes["v"] + bool(sizes.get("normalize", True)))
 
 
-def _recurrence(sizes: Sizes, rows: int, columns: int) -> tuple[int, int]:
+def _recurrence(sizes: Sizes, rows: int, columns: int, products: int = 2) -> tuple[int, int]:
+    """So many products of the state's size a token; backward all but the reading again, and two gradients of each."""
     product = 2 * sizes["b"] * sizes["t"] * sizes["h"] * rows * columns
-    return 2 * product, 5 * product
+    return products * product, (products - 1 + 2 * products) * product
 
 
 def _selective_scan(sizes: Sizes) -> tuple[int, int]:

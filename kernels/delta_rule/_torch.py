@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import blocks, chunk_size, load, num_carries, segments, store
+from .._blocks import blocks, chunk_size, load, new_outputs, segments, store
 from .._decays import Decay, load_decay, sums_before, sums_from
 from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
@@ -29,15 +29,7 @@ def _allocate(
     cu_seqlens: Tensor | None, scale: float,
 ) -> list[Tensor]:  # fmt: skip
     """y, the memory after the last token, the memory before each segment but the first."""
-    b, t, h, width = q.shape
-    n = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    compute = torch.promote_types(q.dtype, torch.float32)
-    memory = (h, width, v.shape[-1])
-    return [
-        q.new_empty(b, t, h, v.shape[-1]),
-        q.new_empty(n, *memory, dtype=compute),
-        q.new_empty(num_carries(t), n, *memory, dtype=compute),
-    ]
+    return new_outputs(q, v, cu_seqlens)
 
 
 class _Chunks(NamedTuple):

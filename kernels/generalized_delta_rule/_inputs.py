@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._drawing import draw_log_decay
+
 CASES = {
     "one-token": dict(b=2, t=1, h=2, k=8, v=5),
     "plain": dict(b=2, t=37, h=2, k=16, v=24, state=False),
@@ -40,11 +42,7 @@ def make_inputs(
         "q": randn(*shape), "k": randn(*shape), "v": randn(b, t, h, v),
         "a": -key, "b": key * randn(*shape).sigmoid() + 0.3 * F.normalize(randn(*shape), dim=-1),
     }  # fmt: skip
-    if gates is None:
-        inputs["log_decay"] = -F.softplus(randn(*shape) - 2.0)
-    else:
-        drawn = torch.randint(len(gates), shape, generator=generator)
-        inputs["log_decay"] = torch.tensor(gates, dtype=torch.float64)[drawn]
+    inputs["log_decay"] = draw_log_decay(generator, shape, gates)
     if scale is not None:
         inputs["scale"] = scale
     if state:

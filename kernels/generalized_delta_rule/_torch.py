@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import blocks, chunk_size, load, num_carries, segments, store
+from .._blocks import blocks, chunk_size, load, new_outputs, segments, store
 from .._decays import Decay, load_decay, sums_before, sums_from
 from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
@@ -30,15 +30,7 @@ def _allocate(
     cu_seqlens: Tensor | None, scale: float,
 ) -> list[Tensor]:  # fmt: skip
     """y, the memory after the last token, the memory before each segment but the first."""
-    rows, t, h, width = q.shape
-    n = rows if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    compute = torch.promote_types(q.dtype, torch.float32)
-    memory = (h, width, v.shape[-1])
-    return [
-        q.new_empty(rows, t, h, v.shape[-1]),
-        q.new_empty(n, *memory, dtype=compute),
-        q.new_empty(num_carries(t), n, *memory, dtype=compute),
-    ]
+    return new_outputs(q, v, cu_seqlens)
 
 
 class _Chunks(NamedTuple):
@@ -214,15 +206,15 @@ def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor)
     dasks *= decay.read
     dk *= decay.write
     db *= decay.write
-    from_before = (chunks.q * dq).addcmul_(chunks.asks, dasks)
+    flow = (chunks.q * dq).addcmul_(chunks.asks, dasks)
     to_after = (chunks.k * dk).addcmul_(chunks.b, db)
-    flow = from_before
-    for reader, dreader, outer in ((chunks.q, dq, dy), (chunks.asks, dasks, later)):
-        own = (chunks.scores, chunks.echoes) if reader is chunks.q else (chunks.heard, chunks.crossed)
-        writers = ((chunks.k, dk, chunks.v), (chunks.b, db, answers))
-        for weights, (writer, dwriter, written) in zip(own, writers, strict=True):
-            dweights = torch.bmm(outer, written.mT)
-            flow += decay.scores_backward(reader, writer, weights, dweights, dreader, dwriter)
+    for weights, (reader, dreader, outer), (writer, dwriter, written) in (
+        (chunks.scores, (chunks.q, dq, dy), (chunks.k, dk, chunks.v)),
+        (chunks.echoes, (chunks.q, dq, dy), (chunks.b, db, answers)),
+        (chunks.heard, (chunks.asks, dasks, later), (chunks.k, dk, chunks.v)),
+        (chunks.crossed, (chunks.asks, dasks, later), (chunks.b, db, answers)),
+    ):
+        flow += decay.scores_backward(reader, writer, weights, torch.bmm(outer, written.mT), dreader, dwriter)
     dlog_decay = sums_from(flow).add_(sums_before(to_after))
     dlog_decay += decay.across(memories[:-1].mul_(dmemories[1:]))
     da = _down(dasks)

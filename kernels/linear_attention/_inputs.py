@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .._drawing import draw_log_decay
+
 CASES = {
     "one-token": dict(b=2, t=1, h=2, k=8, v=5, decay="head"),
     "one-token-channel": dict(b=1, t=1, h=1, k=6, v=16, decay="channel", normalize=True),
@@ -50,11 +52,7 @@ def make_inputs(
     inputs = {"q": feature(b, t, h, k), "k": feature(b, t, h, k), "v": randn(b, t, h, v), "normalize": normalize}
     if decay is not None:
         shape = (b, t, h) if decay == "head" else (b, t, h, k)
-        if gates is None:
-            inputs["log_decay"] = -torch.nn.functional.softplus(randn(*shape) - 2.0)
-        else:
-            drawn = torch.randint(len(gates), shape, generator=generator)
-            inputs["log_decay"] = torch.tensor(gates, dtype=torch.float64)[drawn]
+        inputs["log_decay"] = draw_log_decay(generator, shape, gates)
     if scale is not None:
         inputs["scale"] = scale
     if state:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import Block, blocks, chunk_size, load, num_carries, segments, store
+from .._blocks import Block, blocks, chunk_size, load, new_outputs, segments, store
 from .._decays import Decay, load_decay, sums_before, sums_from
 from .._packed import over_sequences
 from . import EPS, SHAPES
@@ -19,16 +19,8 @@ def _allocate(
     scale: float, normalize: bool,
 ) -> list[Tensor]:  # fmt: skip
     """y, the memory after the last token, the memory before each segment but the first, sums of weights."""
-    b, t, h, width = q.shape
-    n = b if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    compute = torch.promote_types(q.dtype, torch.float32)
-    memory = (h, width, v.shape[-1] + normalize)
-    return [
-        q.new_empty(b, t, h, v.shape[-1]),
-        q.new_empty(n, *memory, dtype=compute),
-        q.new_empty(num_carries(t), n, *memory, dtype=compute),
-        q.new_empty((b, t, h) if normalize else 0, dtype=compute),
-    ]
+    y, memory, carries = new_outputs(q, v, cu_seqlens, columns=normalize)
+    return [y, memory, carries, memory.new_empty(q.shape[:3] if normalize else 0)]
 
 
 def _forward(

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .._drawing import draw_log_decay
+
 CASES = {
     "one-token": dict(b=2, t=1, d=7),
     "ragged": dict(b=2, t=37, d=19),
@@ -26,11 +28,7 @@ def make_inputs(
     def randn(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    if gates is None:
-        log_decay = -torch.nn.functional.softplus(randn(b, t, d) - 2.0)
-    else:
-        drawn = torch.randint(len(gates), (b, t, d), generator=generator)
-        log_decay = torch.tensor(gates, dtype=torch.float64)[drawn]
+    log_decay = draw_log_decay(generator, (b, t, d), gates)
     inputs = {"x": randn(b, t, d), "log_decay": log_decay}
     if state:
         inputs["state"] = randn(b if cu_seqlens is None else len(cu_seqlens) - 1, d)

@@ -46,5 +46,5 @@ def measured_and_needed(op: str, dims: dict) -> tuple[int, int]:
 def test_peak_memory(form):
     op, dims = FORMS[form]
     (short, _), (long, needed) = (measured_and_needed(op, dims | dict(t=t)) for t in (2048, 4096))
-    assert long <= 3 * needed
+    assert long <= 1.5 * needed  # measured up to 1.32
     assert long <= 2.05 * short
