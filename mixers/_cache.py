@@ -1,6 +1,7 @@
 """Tokens that were seen, in buffers that grow by doubling: the state of mixers that read the past again."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -12,6 +13,11 @@ class _Buffer:
     def __init__(self, tensors: tuple[Tensor, ...], used: int):
         self.tensors = tensors
         self.used = used
+
+    @property
+    def starts(self) -> Tensor | None:
+        """(b,) index of each row's first token among `tokens`; None if all rows begin at the first."""
+        return None if self._first is None else (self._first - self._start).clamp_min(0)
 
     @property
     def capacity(self) -> int:
@@ -30,18 +36,35 @@ class Cache:
     Stored as (b, g, capacity, k), so that the tokens of one head lie side by side when a step reads them.
     """
 
-    __slots__ = ("_buffer", "_start", "_stop")
+    __slots__ = ("_buffer", "_first", "_start", "_stop")
 
-    def __init__(self, buffer: _Buffer, start: int, stop: int):
+    def __init__(self, buffer: _Buffer, start: int, stop: int, first: Tensor | None = None):
         self._buffer = buffer
         self._start = start
         self._stop = stop
+        self._first = first  # (b,) slot of each row's first token, where rows do not begin together
 
     @classmethod
-    def of(cls, *tokens: Tensor) -> "Cache":
-        """The first tokens, (b, s, g, k) each, held as they are: nothing is copied until more are appended."""
+    def of(cls, *tokens: Tensor, starts: Tensor | None = None) -> "Cache":
+        """The first tokens, (b, s, g, k) each, held as they are: nothing is copied until more are appended.
+
+        Before `starts` (b,) a row holds no token, but fills the place of one.
+        """
         s = tokens[0].shape[1]
-        return cls(_Buffer(tuple(x.transpose(1, 2) for x in tokens), s), 0, s)
+        return cls(_Buffer(tuple(x.transpose(1, 2) for x in tokens), s), 0, s, starts)
+
+    @classmethod
+    def join(cls, caches: list["Cache"]) -> "Cache":
+        """The rows of all these, shorter ones behind zeros that are no tokens."""
+        s = max(map(len, caches))
+        tokens, starts = [], []
+        for cache in caches:
+            missing = s - len(cache)
+            tokens.append([F.pad(x, (0, 0, 0, 0, missing, 0)) for x in cache.tokens])
+            rows = tokens[-1][0]
+            own = rows.new_zeros(len(rows), dtype=torch.int64) if cache.starts is None else cache.starts
+            starts.append(own + missing)
+        return cls.of(*(torch.cat(rows) for rows in zip(*tokens, strict=True)), starts=torch.cat(starts))
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -50,6 +73,11 @@ class Cache:
     def tokens(self) -> tuple[Tensor, ...]:
         """Views (b, s, g, k) of everything held, oldest first."""
         return tuple(x[:, :, self._start : self._stop].transpose(1, 2) for x in self._buffer.tensors)
+
+    @property
+    def starts(self) -> Tensor | None:
+        """(b,) index of each row's first token among `tokens`; None if all rows begin at the first."""
+        return None if self._first is None else (self._first - self._start).clamp_min(0)
 
     @property
     def capacity(self) -> int:
@@ -66,31 +94,34 @@ class Cache:
         self._check(tokens)
         if torch.is_grad_enabled():
             # A backward pass may still need what is held, also where it needs no gradient itself.
-            return Cache.of(*(torch.cat(pair, dim=1) for pair in zip(self.tokens, tokens, strict=True)))
+            both = (torch.cat(pair, dim=1) for pair in zip(self.tokens, tokens, strict=True))
+            return Cache.of(*both, starts=self.starts)
         t = tokens[0].shape[1]
         cache = self if self._may_write(t) else self._moved(2 * (len(self) + t))
         stop = cache._stop + t
         for stored, new in zip(cache._buffer.tensors, tokens, strict=True):
             stored[:, :, cache._stop : stop] = new.transpose(1, 2)
         cache._buffer.used = stop
-        return Cache(cache._buffer, cache._start, stop)
+        return Cache(cache._buffer, cache._start, stop, cache._first)
 
     def last(self, n: int) -> "Cache":
         """The newest n tokens. They leave a buffer that is mostly older tokens, so that it can be freed."""
-        kept = Cache(self._buffer, max(self._start, self._stop - n), self._stop)
+        kept = Cache(self._buffer, max(self._start, self._stop - n), self._stop, self._first)
         if self.capacity <= 2 * (n + 1):
             return kept
-        return Cache.of(*(x.clone(memory_format=torch.contiguous_format) for x in kept.tokens))
+        copies = (x.clone(memory_format=torch.contiguous_format) for x in kept.tokens)
+        return Cache.of(*copies, starts=kept.starts)
 
     def detach(self) -> "Cache":
         if not any(x.requires_grad for x in self._buffer.tensors):
             return self
-        return Cache.of(*(x.detach() for x in self.tokens))
+        return Cache.of(*(x.detach() for x in self.tokens), starts=self.starts)
 
     def index_select(self, dim: int, rows: Tensor) -> "Cache":
         """The rows of the batch (dim 0) with these indices, in a buffer of their own."""
         assert dim == 0, "a cache is only ever reordered by batch"
-        return Cache.of(*(x.index_select(0, rows) for x in self.tokens))
+        starts = None if self.starts is None else self.starts.index_select(0, rows)
+        return Cache.of(*(x.index_select(0, rows) for x in self.tokens), starts=starts)
 
     def _check(self, tokens: tuple[Tensor, ...]) -> None:
         for held, new in zip(self.tokens, tokens, strict=True):
@@ -113,7 +144,7 @@ class Cache:
             stored = x.new_empty(b, g, capacity, k)
             stored[:, :, :s] = x.transpose(1, 2)
             moved.append(stored)
-        return Cache(_Buffer(tuple(moved), len(self)), 0, len(self))
+        return Cache(_Buffer(tuple(moved), len(self)), 0, len(self), self.starts)
 
 
 def _is_writable(stored: Tensor) -> bool:

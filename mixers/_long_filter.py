@@ -157,6 +157,11 @@ class History(NamedTuple):
     def detach(self) -> "History":
         return History(self.cache.detach(), None if self.taps is None else self.taps.detach())
 
+    @classmethod
+    def join(cls, histories: list["History"]) -> "History":
+        """The rows of all these. Tokens that a row lacks are zeros before its first, which a convolution ignores."""
+        return cls(Cache.join([history.cache for history in histories]))
+
     def index_select(self, dim: int, rows: Tensor) -> "History":
         return History(self.cache.index_select(dim, rows), self.taps)
 

@@ -1,6 +1,7 @@
 """The one interface every mixer keeps."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,14 @@ class State(NamedTuple):
     def index_select(self, rows: Tensor) -> "State":
         """The state of the rows of the batch with these indices, in this order (beam search, shared prompts)."""
         return self._replace(conv=_select(self.conv, rows), memory=_select(self.memory, rows))
+
+    @classmethod
+    def join(cls, states: Sequence["State"]) -> "State":
+        """The rows of all these in one batch. They are at one position; how many tokens each holds may differ."""
+        positions = {state.position for state in states}
+        if len(positions) != 1:
+            raise ValueError(f"state: only states at one position can be joined, got {sorted(positions)}")
+        return cls(_join([s.conv for s in states]), _join([s.memory for s in states]), positions.pop())
 
 
 def state_bytes(state: State) -> int:
@@ -128,8 +137,14 @@ class Mixer(nn.Module, ABC):
         return type(self).__name__
 
 
-def head_size(where: str, d_model: int, num_heads: int) -> int:
-    """Channels of each of the heads that share d_model evenly."""
+def head_size(where: str, d_model: int, num_heads: int, head_dim: int | None = None) -> int:
+    """Channels of a head: as asked, or those of each of the heads that share d_model evenly."""
+    if head_dim is not None:
+        if num_heads < 1 or head_dim < 1:
+            raise ValueError(
+                f"{where}: num_heads and head_dim must be at least 1, got num_heads={num_heads}, head_dim={head_dim}"
+            )
+        return head_dim
     if num_heads < 1 or d_model % num_heads:
         raise ValueError(f"{where}: num_heads must divide d_model, got num_heads={num_heads} and d_model={d_model}")
     return d_model // num_heads
@@ -137,6 +152,12 @@ def head_size(where: str, d_model: int, num_heads: int) -> int:
 
 def _detach(part: Memory | None) -> Memory | None:
     return None if part is None else part.detach()
+
+
+def _join(parts: list[Memory | None]) -> Memory | None:
+    if parts[0] is None:
+        return None
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else type(parts[0]).join(parts)
 
 
 def _select(part: Memory | None, rows: Tensor) -> Memory | None:

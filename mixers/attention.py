@@ -48,7 +48,7 @@ class Attention(Mixer):
                 f"{self.name}: num_kv_heads must divide num_heads, got num_kv_heads={num_kv_heads} and "
                 f"num_heads={num_heads}"
             )
-        self.head_dim = head_size(self.name, d_model, num_heads) if head_dim is None else head_dim
+        self.head_dim = head_size(self.name, d_model, num_heads, head_dim)
         check_rotary(self.name, rotary_base, self.head_dim)
         self.heads = (num_heads, num_kv_heads, num_kv_heads)  # of q, k and v
         self.rotary_base = rotary_base
@@ -68,7 +68,7 @@ class Attention(Mixer):
     def mix(self, inputs: dict[str, Tensor], memory: Cache | None) -> tuple[Tensor, Cache]:
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         memory = Cache.of(k, v) if memory is None else memory.append(k, v)
-        y = causal_attention(q, *memory.tokens, window=self.window, backend=self.backend)
+        y = causal_attention(q, *memory.tokens, starts=memory.starts, window=self.window, backend=self.backend)
         return y, memory if self.window is None else memory.last(self.window - 1)
 
     def merge(self, x: Tensor, y: Tensor) -> Tensor:

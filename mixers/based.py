@@ -15,7 +15,8 @@ class Based(Mixer):
 
     Args:
         d_model: width of the input and of the output.
-        num_heads: number of memories; divides d_model.
+        num_heads: number of memories.
+        head_dim: channels of a value; d_model / num_heads if None.
         feature_dim: channels of a query and of a key; the memory has 1 + f + f (f + 1) / 2 rows.
         conv_width: taps of a short convolution on q, k and v; none by default.
         backend: passed to the ops.
@@ -28,6 +29,7 @@ class Based(Mixer):
         d_model: int,
         *,
         num_heads: int = 4,
+        head_dim: int | None = None,
         feature_dim: int = 16,
         conv_width: int | None = None,
         backend: str = "auto",
@@ -36,14 +38,14 @@ class Based(Mixer):
     ):
         super().__init__(d_model, backend)
         factory = dict(device=device, dtype=dtype)
-        head_size(self.name, d_model, num_heads)
+        values = num_heads * head_size(self.name, d_model, num_heads, head_dim)
         if feature_dim < 1:
             raise ValueError(f"{self.name}: feature_dim must be at least 1, got {feature_dim}")
         self.num_heads = num_heads
-        self.widths = (num_heads * feature_dim, num_heads * feature_dim, d_model)  # of q, k and v
+        self.widths = (num_heads * feature_dim, num_heads * feature_dim, values)  # of q, k and v
         self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False, **factory)
         self.conv = ShortConv(sum(self.widths), conv_width, backend=backend, **factory)
-        self.out_proj = nn.Linear(d_model, d_model, bias=False, **factory)
+        self.out_proj = nn.Linear(values, d_model, bias=False, **factory)
 
     def project(self, x: Tensor, conv: Tensor | None, position: int) -> tuple[dict[str, Tensor], Tensor | None]:
         qkv, conv = self.conv(self.qkv_proj(x), conv)

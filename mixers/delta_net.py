@@ -19,8 +19,9 @@ class DeltaNet(Mixer):
 
     Args:
         d_model: width of the input and of the output.
-        num_heads: number of memories; divides d_model.
-        expand_v: values are this many times as wide as the input.
+        num_heads: number of memories.
+        head_dim: channels of a head; d_model / num_heads if None.
+        expand_v: values are this many times as wide as keys.
         conv_width: taps of a short convolution on q, k and v, or None.
         negative_eigenvalues: beta up to 2 instead of 1 (Grazzi et al. 2024, 2411.12537).
         backend: passed to the ops.
@@ -31,6 +32,7 @@ class DeltaNet(Mixer):
         d_model: int,
         *,
         num_heads: int = 4,
+        head_dim: int | None = None,
         expand_v: int = 1,
         conv_width: int | None = 4,
         negative_eigenvalues: bool = False,
@@ -40,9 +42,9 @@ class DeltaNet(Mixer):
     ):
         super().__init__(d_model, backend)
         factory = dict(device=device, dtype=dtype)
-        head_size(self.name, d_model, num_heads)
+        width = num_heads * head_size(self.name, d_model, num_heads, head_dim)
         self.num_heads, self.beta_scale = num_heads, 2.0 if negative_eigenvalues else 1.0
-        self.widths = (d_model, d_model, expand_v * d_model)  # of q, k and v
+        self.widths = (width, width, expand_v * width)  # of q, k and v
         self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False, **factory)
         self.conv = ShortConv(sum(self.widths), conv_width, backend=backend, **factory)
         self.beta_proj = nn.Linear(d_model, num_heads, bias=False, **factory)

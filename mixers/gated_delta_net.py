@@ -17,8 +17,9 @@ class GatedDeltaNet(DeltaNet):
 
     Args:
         d_model: width of the input and of the output.
-        num_heads: number of memories; divides d_model.
-        expand_v: values are this many times as wide as the input.
+        num_heads: number of memories.
+        head_dim: channels of a head; d_model / num_heads if None.
+        expand_v: values are this many times as wide as keys.
         conv_width: taps of a short convolution on q, k and v, or None.
         negative_eigenvalues: beta up to 2 instead of 1 (Grazzi et al. 2024, 2411.12537).
         backend: passed to the ops.
@@ -29,6 +30,7 @@ class GatedDeltaNet(DeltaNet):
         d_model: int,
         *,
         num_heads: int = 4,
+        head_dim: int | None = None,
         expand_v: int = 2,
         conv_width: int | None = 4,
         negative_eigenvalues: bool = False,
@@ -38,7 +40,7 @@ class GatedDeltaNet(DeltaNet):
     ):
         factory = dict(device=device, dtype=dtype)
         super().__init__(
-            d_model, num_heads=num_heads, expand_v=expand_v, conv_width=conv_width,
+            d_model, num_heads=num_heads, head_dim=head_dim, expand_v=expand_v, conv_width=conv_width,
             negative_eigenvalues=negative_eigenvalues, backend=backend, **factory,
         )  # fmt: skip
         self.decay_proj = nn.Linear(d_model, num_heads, bias=False, **factory)

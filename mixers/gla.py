@@ -21,8 +21,9 @@ class GLA(Mixer):
 
     Args:
         d_model: width of the input and of the output.
-        num_heads: number of memories; divides d_model.
-        expand_k: width of q and of k over d_model.
+        num_heads: number of memories.
+        head_dim: channels of a head; d_model / num_heads if None.
+        expand_k: width of q and of k over that of v.
         conv_width: taps of a short convolution on q, k and v, then silu; none by default, as published.
         backend: passed to the ops.
     """
@@ -32,6 +33,7 @@ class GLA(Mixer):
         d_model: int,
         *,
         num_heads: int = 4,
+        head_dim: int | None = None,
         expand_k: float = 0.5,
         conv_width: int | None = None,
         backend: str = "auto",
@@ -40,18 +42,20 @@ class GLA(Mixer):
     ):
         super().__init__(d_model, backend)
         factory = dict(device=device, dtype=dtype)
-        width = int(expand_k * d_model)
+        head_dim = head_size(self.name, d_model, num_heads, head_dim)
+        values = num_heads * head_dim
+        width = int(expand_k * values)
         head_size(self.name, width, num_heads)
         self.num_heads = num_heads
-        self.widths = (width, width, d_model)  # of q, k and v
+        self.widths = (width, width, values)  # of q, k and v
         self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False, **factory)
         self.conv = ShortConv(sum(self.widths), conv_width, backend=backend, **factory)
         self.decay_proj = nn.Sequential(
             nn.Linear(d_model, DECAY_RANK, bias=False, **factory), nn.Linear(DECAY_RANK, width, **factory)
         )
-        self.gate_proj = nn.Linear(d_model, d_model, bias=False, **factory)
-        self.norm = HeadNorm(head_size(self.name, d_model, num_heads), **factory)
-        self.out_proj = nn.Linear(d_model, d_model, bias=False, **factory)
+        self.gate_proj = nn.Linear(d_model, values, bias=False, **factory)
+        self.norm = HeadNorm(head_dim, **factory)
+        self.out_proj = nn.Linear(values, d_model, bias=False, **factory)
 
     def project(self, x: Tensor, conv: Tensor | None, position: int) -> tuple[dict[str, Tensor], Tensor | None]:
         qkv, conv = self.conv(self.qkv_proj(x), conv)

@@ -19,7 +19,8 @@ class HGRN2(Mixer):
 
     Args:
         d_model: width of the input and of the output.
-        num_heads: number of memories; divides d_model. The published expansion is the width of a head.
+        num_heads: number of memories.
+        head_dim: channels of a head, which is the published expansion; d_model / num_heads if None.
         lower_bound: least decay, in [0, 1). The paper learns one a layer that grows with depth; this layer, which knows
             no depth, is told.
         conv_width: taps of a short convolution on q, f and v; none by default, as published.
@@ -31,6 +32,7 @@ class HGRN2(Mixer):
         d_model: int,
         *,
         num_heads: int = 4,
+        head_dim: int | None = None,
         lower_bound: float = 0.0,
         conv_width: int | None = None,
         backend: str = "auto",
@@ -42,10 +44,12 @@ class HGRN2(Mixer):
         if not 0 <= lower_bound < 1:
             raise ValueError(f"{self.name}: lower_bound must be in [0, 1), got {lower_bound}")
         self.num_heads, self.lower_bound = num_heads, lower_bound
-        self.qfv_proj = nn.Linear(d_model, 3 * d_model, bias=False, **factory)
-        self.conv = ShortConv(3 * d_model, conv_width, backend=backend, **factory)
-        self.norm = HeadNorm(head_size(self.name, d_model, num_heads), **factory)
-        self.out_proj = nn.Linear(d_model, d_model, bias=False, **factory)
+        head_dim = head_size(self.name, d_model, num_heads, head_dim)
+        width = num_heads * head_dim
+        self.qfv_proj = nn.Linear(d_model, 3 * width, bias=False, **factory)
+        self.conv = ShortConv(3 * width, conv_width, backend=backend, **factory)
+        self.norm = HeadNorm(head_dim, **factory)
+        self.out_proj = nn.Linear(width, d_model, bias=False, **factory)
 
     def project(self, x: Tensor, conv: Tensor | None, position: int) -> tuple[dict[str, Tensor], Tensor | None]:
         qfv, conv = self.conv(self.qfv_proj(x), conv)

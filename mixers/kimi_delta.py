@@ -17,7 +17,8 @@ class KimiDelta(DeltaNet):
 
     Args:
         d_model: width of the input and of the output.
-        num_heads: number of memories; divides d_model.
+        num_heads: number of memories.
+        head_dim: channels of a head; d_model / num_heads if None.
         conv_width: taps of a short convolution on q, k and v, or None.
         negative_eigenvalues: beta up to 2 instead of 1 (Grazzi et al. 2024, 2411.12537).
         backend: passed to the ops.
@@ -28,6 +29,7 @@ class KimiDelta(DeltaNet):
         d_model: int,
         *,
         num_heads: int = 4,
+        head_dim: int | None = None,
         conv_width: int | None = 4,
         negative_eigenvalues: bool = False,
         backend: str = "auto",
@@ -36,16 +38,17 @@ class KimiDelta(DeltaNet):
     ):
         factory = dict(device=device, dtype=dtype)
         super().__init__(
-            d_model, num_heads=num_heads, conv_width=conv_width, negative_eigenvalues=negative_eigenvalues,
-            backend=backend, **factory,
+            d_model, num_heads=num_heads, head_dim=head_dim, conv_width=conv_width,
+            negative_eigenvalues=negative_eigenvalues, backend=backend, **factory,
         )  # fmt: skip
-        rank = d_model // num_heads
+        width = self.widths[2]
+        rank = width // num_heads
         self.decay_proj = nn.Sequential(
-            nn.Linear(d_model, rank, bias=False, **factory), nn.Linear(rank, d_model, bias=False, **factory)
+            nn.Linear(d_model, rank, bias=False, **factory), nn.Linear(rank, width, bias=False, **factory)
         )
         self.decay = StepDecay(num_heads, rank, rates=RATES, **factory)
         self.gate_proj = nn.Sequential(
-            nn.Linear(d_model, rank, bias=False, **factory), nn.Linear(rank, d_model, **factory)
+            nn.Linear(d_model, rank, bias=False, **factory), nn.Linear(rank, width, **factory)
         )
 
     def project(self, x: Tensor, conv: Tensor | None, position: int) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -1,6 +1,5 @@
 """LinearAttention: attention whose softmax is replaced by a product of features, so that a sum holds the past."""
 
-import torch
 from torch import Tensor, nn
 
 from subquad.kernels.linear_attention import linear_attention
@@ -11,9 +10,7 @@ from ._norms import HeadNorm
 from ._rotary import check_rotary, rotary_angles, rotate
 from ._short_conv import ShortConv
 
-DECAYS = (None, "retention")
 NORMALIZATIONS = (None, "sum", "head")
-RETENTION_GAIN = 2**-2.5  # RetNet's code: smaller q, k, v keep the unnormalised sums small at the start
 
 
 class LinearAttention(Mixer):
@@ -21,15 +18,13 @@ class LinearAttention(Mixer):
 
     x -> q, k, v -> short convolution -> feature map -> rotary -> linear_attention -> norm -> out.
 
-    The defaults are the original. Retention (Sun et al. 2023, arXiv 2307.08621, eq. 5-7) is feature_map="identity",
-    decay="retention", normalize="head", rotary_base=10_000. (its output gate is not part of the mixing, and not
-    here); Hedgehog (2402.04347) is feature_map="hedgehog".
+    The defaults are the original; Hedgehog (2402.04347) is feature_map="hedgehog".
 
     Args:
         d_model: width of the input and of the output.
-        num_heads: number of memories; divides d_model.
+        num_heads: number of memories.
+        head_dim: channels of a head; d_model / num_heads if None.
         feature_map: "elu" (elu + 1), "relu2" (relu squared), "hedgehog" (learned, 2k features) or "identity".
-        decay: None, or "retention": head i forgets by the fixed factor 1 - 2^(-5-i) per token.
         normalize: "sum" divides by the summed weights, which must not be negative; "head" takes the RMS norm of each
             head, before which a division would cancel; None does neither.
         rotary_base: longest wavelength of rotary positions on the features, over 2 pi; none by default.
@@ -42,8 +37,8 @@ class LinearAttention(Mixer):
         d_model: int,
         *,
         num_heads: int = 4,
+        head_dim: int | None = None,
         feature_map: str = "elu",
-        decay: str | None = None,
         normalize: str | None = "sum",
         rotary_base: float | None = None,
         conv_width: int | None = None,
@@ -53,28 +48,25 @@ class LinearAttention(Mixer):
     ):
         super().__init__(d_model, backend)
         factory = dict(device=device, dtype=dtype)
-        self.num_heads, self.head_dim = num_heads, head_size(self.name, d_model, num_heads)
-        _check_one_of(self.name, "decay", decay, DECAYS)
-        _check_one_of(self.name, "normalize", normalize, NORMALIZATIONS)
+        self.num_heads, self.head_dim = num_heads, head_size(self.name, d_model, num_heads, head_dim)
+        width = num_heads * self.head_dim
+        if normalize not in NORMALIZATIONS:
+            known = ", ".join(map(repr, NORMALIZATIONS))
+            raise ValueError(f"{self.name}: unknown normalize {normalize!r}; expected one of {known}")
         if normalize == "sum" and (feature_map == "identity" or rotary_base is not None):
             raise ValueError(
                 f"{self.name}: normalize='sum' divides by the summed weights, but feature_map='identity' and rotary "
                 "positions make them negative; use normalize='head' or None"
             )
         check_rotary(self.name, rotary_base, self.head_dim)
-        self.decay = decay
         self.normalize = normalize
         self.rotary_base = rotary_base
-        self.qkv_proj = nn.Linear(d_model, 3 * d_model, bias=False, **factory)
-        self.conv = ShortConv(3 * d_model, conv_width, backend=backend, **factory)
+        self.qkv_proj = nn.Linear(d_model, 3 * width, bias=False, **factory)
+        self.conv = ShortConv(3 * width, conv_width, backend=backend, **factory)
         self.q_map = make_feature_map(self.name, feature_map, num_heads, self.head_dim, **factory)
         self.k_map = make_feature_map(self.name, feature_map, num_heads, self.head_dim, **factory)
         self.norm = HeadNorm(self.head_dim, **factory) if normalize == "head" else nn.Identity()
-        self.out_proj = nn.Linear(d_model, d_model, bias=False, **factory)
-        if decay == "retention":
-            for weight in self.qkv_proj.weight.chunk(3):
-                nn.init.xavier_uniform_(weight, gain=RETENTION_GAIN)
-            nn.init.xavier_uniform_(self.out_proj.weight)
+        self.out_proj = nn.Linear(width, d_model, bias=False, **factory)
 
     def project(self, x: Tensor, conv: Tensor | None, position: int) -> tuple[dict[str, Tensor], Tensor | None]:
         qkv, conv = self.conv(self.qkv_proj(x), conv)
@@ -83,25 +75,10 @@ class LinearAttention(Mixer):
         if self.rotary_base is not None:
             cos, sin = rotary_angles(position, x.shape[1], q.shape[-1], self.rotary_base, like=q)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        inputs = dict(q=q, k=k, v=v)
-        if self.decay == "retention":
-            inputs["log_decay"] = _retention_log_decay(v).expand(v.shape[:3])
-        return inputs, conv
+        return dict(q=q, k=k, v=v), conv
 
     def mix(self, inputs: dict[str, Tensor], memory: Tensor | None) -> tuple[Tensor, Tensor]:
         return linear_attention(**inputs, normalize=self.normalize == "sum", state=memory, backend=self.backend)
 
     def merge(self, x: Tensor, y: Tensor) -> Tensor:
         return self.out_proj(self.norm(y).flatten(-2))
-
-
-def _retention_log_decay(v: Tensor) -> Tensor:
-    """log(1 - 2^(-5-i)) of head i, (h,) in float32 or wider (Sun et al. 2023, eq. 8)."""
-    compute = torch.promote_types(v.dtype, torch.float32)
-    heads = torch.arange(v.shape[2], device=v.device, dtype=compute)
-    return torch.log1p(-(2.0 ** (-5 - heads)))
-
-
-def _check_one_of(where: str, option: str, value: str | None, known: tuple[str | None, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{where}: unknown {option} {value!r}; expected one of {', '.join(map(repr, known))}")

@@ -35,6 +35,11 @@ class ScaledMemory(NamedTuple):
     def detach(self) -> "ScaledMemory":
         return ScaledMemory(self.memory.detach(), self.log_scale.detach())
 
+    @classmethod
+    def join(cls, parts: list["ScaledMemory"]) -> "ScaledMemory":
+        """The rows of all these."""
+        return cls(*(torch.cat(rows) for rows in zip(*parts, strict=True)))
+
     def index_select(self, dim: int, rows: Tensor) -> "ScaledMemory":
         return ScaledMemory(self.memory.index_select(dim, rows), self.log_scale.index_select(dim, rows))
 
@@ -50,7 +55,8 @@ class MLSTM(Mixer):
 
     Args:
         d_model: width of the input and of the output.
-        num_heads: number of memories; divides d_model.
+        num_heads: number of memories.
+        head_dim: channels of a head; d_model / num_heads if None.
         conv_width: taps of a short convolution on q, k and v; none by default.
         backend: passed to the ops.
     """
@@ -60,6 +66,7 @@ class MLSTM(Mixer):
         d_model: int,
         *,
         num_heads: int = 4,
+        head_dim: int | None = None,
         conv_width: int | None = None,
         backend: str = "auto",
         device=None,
@@ -68,12 +75,14 @@ class MLSTM(Mixer):
         super().__init__(d_model, backend)
         factory = dict(device=device, dtype=dtype)
         self.num_heads = num_heads
-        self.qkv_proj = nn.Linear(d_model, 3 * d_model, bias=False, **factory)
-        self.conv = ShortConv(3 * d_model, conv_width, backend=backend, **factory)
+        head_dim = head_size(self.name, d_model, num_heads, head_dim)
+        width = num_heads * head_dim
+        self.qkv_proj = nn.Linear(d_model, 3 * width, bias=False, **factory)
+        self.conv = ShortConv(3 * width, conv_width, backend=backend, **factory)
         self.gates_proj = nn.Linear(d_model, 2 * num_heads, **factory)  # of i, of f
-        self.gate_proj = nn.Linear(d_model, d_model, bias=False, **factory)
-        self.norm = HeadNorm(head_size(self.name, d_model, num_heads), **factory)
-        self.out_proj = nn.Linear(d_model, d_model, bias=False, **factory)
+        self.gate_proj = nn.Linear(d_model, width, bias=False, **factory)
+        self.norm = HeadNorm(head_dim, **factory)
+        self.out_proj = nn.Linear(width, d_model, bias=False, **factory)
         with torch.no_grad():
             self.gates_proj.bias[:num_heads].fill_(INPUT_BIAS)
             forget = torch.linspace(*FORGET_BIAS, num_heads, device=device, dtype=dtype)

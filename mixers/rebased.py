@@ -13,7 +13,8 @@ class ReBased(Based):
 
     Args:
         d_model: width of the input and of the output.
-        num_heads: number of memories; divides d_model.
+        num_heads: number of memories.
+        head_dim: channels of a value; d_model / num_heads if None.
         feature_dim: channels of a query and of a key; the memory has f (f + 1) / 2 rows.
         conv_width: taps of a short convolution on q, k and v; none by default.
         backend: passed to the ops.
@@ -26,6 +27,7 @@ class ReBased(Based):
         d_model: int,
         *,
         num_heads: int = 4,
+        head_dim: int | None = None,
         feature_dim: int = 16,
         conv_width: int | None = None,
         backend: str = "auto",
@@ -34,8 +36,9 @@ class ReBased(Based):
     ):
         factory = dict(device=device, dtype=dtype)
         super().__init__(
-            d_model, num_heads=num_heads, feature_dim=feature_dim, conv_width=conv_width, backend=backend, **factory
-        )
+            d_model, num_heads=num_heads, head_dim=head_dim, feature_dim=feature_dim, conv_width=conv_width,
+            backend=backend, **factory,
+        )  # fmt: skip
         self.q_norm = nn.LayerNorm(num_heads * feature_dim, **factory)
         self.k_norm = nn.LayerNorm(num_heads * feature_dim, **factory)
 

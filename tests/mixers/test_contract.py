@@ -5,7 +5,7 @@ import torch
 
 from subquad.mixers import MIXERS, State, create, known_options, state_bytes
 
-from .variants import D_MODEL, RETENTION, VARIANTS, build, every_variant, tokens
+from .variants import D_MODEL, ROTATED, VARIANTS, build, every_variant, tokens
 
 LONG = dict(conv_width=None, max_length=48)
 
@@ -28,32 +28,39 @@ OPTIONS = {
     },
     "linear_attention": {
         "num_heads": ({}, 2),
+        "head_dim": ({}, 8),
         "feature_map": ({}, "relu2"),
-        "decay": ({}, "retention"),
         "normalize": ({}, None),
-        "rotary_base": (RETENTION, None),
+        "rotary_base": (ROTATED, None),
         "conv_width": ({}, 3),
     },
-    "based": {"num_heads": ({}, 2), "feature_dim": ({}, 8), "conv_width": ({}, 3)},
-    "rebased": {"num_heads": ({}, 2), "feature_dim": ({}, 8), "conv_width": ({}, 3)},
-    "retention": {"num_heads": ({}, 2), "rotary_base": ({}, 100.0), "conv_width": ({}, 3)},
-    "gla": {"num_heads": ({}, 2), "expand_k": ({}, 1.0), "conv_width": ({}, 3)},
-    "hgrn2": {"num_heads": ({}, 2), "lower_bound": ({}, 0.5), "conv_width": ({}, 3)},
-    "mlstm": {"num_heads": ({}, 2), "conv_width": ({}, 3)},
+    "based": {"num_heads": ({}, 2), "head_dim": ({}, 8), "feature_dim": ({}, 8), "conv_width": ({}, 3)},
+    "rebased": {"num_heads": ({}, 2), "head_dim": ({}, 8), "feature_dim": ({}, 8), "conv_width": ({}, 3)},
+    "retention": {"num_heads": ({}, 2), "head_dim": ({}, 8), "rotary_base": ({}, 100.0), "conv_width": ({}, 3)},
+    "gla": {"num_heads": ({}, 2), "head_dim": ({}, 8), "expand_k": ({}, 1.0), "conv_width": ({}, 3)},
+    "hgrn2": {"num_heads": ({}, 2), "head_dim": ({}, 8), "lower_bound": ({}, 0.5), "conv_width": ({}, 3)},
+    "mlstm": {"num_heads": ({}, 2), "head_dim": ({}, 8), "conv_width": ({}, 3)},
     "mamba2": {"expand": ({}, 1), "num_heads": ({}, 2), "d_state": ({}, 8), "conv_width": ({}, 3)},
     "delta_net": {
         "num_heads": ({}, 2),
+        "head_dim": ({}, 8),
         "expand_v": ({}, 2),
         "conv_width": ({}, 3),
         "negative_eigenvalues": ({}, True),
     },
     "gated_delta_net": {
         "num_heads": ({}, 2),
+        "head_dim": ({}, 8),
         "expand_v": ({}, 1),
         "conv_width": ({}, 3),
         "negative_eigenvalues": ({}, True),
     },
-    "kimi_delta": {"num_heads": ({}, 2), "conv_width": ({}, 3), "negative_eigenvalues": ({}, True)},
+    "kimi_delta": {
+        "num_heads": ({}, 2),
+        "head_dim": ({}, 8),
+        "conv_width": ({}, 3),
+        "negative_eigenvalues": ({}, True),
+    },
     "rwkv7": {"num_heads": ({}, 2), "rank": ({}, 5), "token_shift": ({}, False)},
     "mamba": {"expand": ({}, 1), "d_state": ({}, 8), "dt_rank": ({}, 3), "conv_width": ({}, 3)},
     "rg_lru": {"expand": ({}, 2), "num_heads": ({}, 2), "conv_width": ({}, 3)},
@@ -179,6 +186,25 @@ def test_a_state_can_be_reordered(variant):
         _, state = mixer.run(x[:, :8], State())
         y, _ = mixer.run(x[order, 8:], state.index_select(order))
         torch.testing.assert_close(y, mixer(x)[order, 8:], rtol=1e-10, atol=1e-12)
+
+
+@every_variant
+def test_rows_of_different_lengths_join(variant):
+    """A batch of left-padded prompts: each row goes on as it would alone, also when rows are reordered."""
+    mixer, x, begins = build(variant), tokens(b=3, t=20), (0, 9, 12)
+    with torch.no_grad():
+        states = [
+            mixer.run(row[None, begin:13], State(position=begin))[1] for row, begin in zip(x, begins, strict=True)
+        ]
+        alone = [mixer.run(row[None, 13:], state)[0] for row, state in zip(x, states, strict=True)]
+        y, state = mixer.run(x[:, 13:17], State.join(states))
+        later, _ = replay(mixer, x[[2, 0, 1], 17:], state.index_select(torch.tensor([2, 0, 1])))
+    torch.testing.assert_close(torch.cat([y, later[[1, 2, 0]]], dim=1), torch.cat(alone), rtol=1e-10, atol=1e-12)
+
+
+def test_states_at_different_positions_do_not_join():
+    with pytest.raises(ValueError, match="at one position can be joined, got"):
+        State.join([State(position=2), State(position=3)])
 
 
 @every_variant

@@ -53,6 +53,14 @@ def test_retention():
     torch.testing.assert_close(mixer(x), y @ mixer.out_proj.weight.T)
 
 
+def test_initial_values_of_retention():
+    mixer = Retention(64)
+    bound = 2**-2.5 * (6 / 128) ** 0.5
+    for weight in mixer.qkv_proj.weight.chunk(3):
+        assert 0.95 * bound < weight.abs().max() <= bound
+    assert 0.95 * (6 / 128) ** 0.5 < mixer.out_proj.weight.abs().max() <= (6 / 128) ** 0.5
+
+
 def mlstm_gates(mixer, x):
     gates = 15 * torch.tanh((x @ mixer.gates_proj.weight.T + mixer.gates_proj.bias) / 15)
     return gates.chunk(2, dim=-1)  # log i, and f before its sigmoid

@@ -6,7 +6,7 @@ import torch
 from subquad.mixers import LinearAttention
 
 from .test_attention import turned
-from .variants import RETENTION, tokens
+from .variants import ROTATED, tokens
 
 
 def projections(mixer, x):
@@ -42,21 +42,17 @@ def test_linear_attention_is_normalised_products_of_features(feature_map):
     torch.testing.assert_close(mixer(x), read(mixer, weights, v), rtol=1e-6, atol=1e-9)
 
 
-def test_retention():
-    """Sun et al. 2023, eq. 5-8: (Q K^T . D) V with rotated Q and K, D_nm = gamma^(n-m), then the norm of each head."""
-    mixer, x = LinearAttention(16, **RETENTION, dtype=torch.float64), tokens()
+def test_rotary_positions_and_the_norm_of_heads():
+    mixer, x = LinearAttention(16, **ROTATED, dtype=torch.float64), tokens()
     torch.nn.init.normal_(mixer.norm.weight)
     q, k, v = projections(mixer, x)
-    weights = torch.einsum("bthk, bshk -> bhts", turned(q, 10_000.0), turned(k, 10_000.0)) / 4**0.5
-    gamma = 1 - 2.0 ** (-5 - torch.arange(4).double())
-    distance = torch.arange(13)[:, None] - torch.arange(13)
-    weights = (weights * gamma[:, None, None] ** distance.clamp(min=0)).tril()
+    weights = (torch.einsum("bthk, bshk -> bhts", turned(q, 10_000.0), turned(k, 10_000.0)) / 4**0.5).tril()
     heads = torch.einsum("bhts, bshv -> bthv", weights, v)
     heads = heads / (heads.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
     torch.testing.assert_close(mixer(x), heads.flatten(-2) @ mixer.out_proj.weight.T)
 
 
-def test_without_norm_or_decay_it_is_a_plain_sum():
+def test_without_norm_it_is_a_plain_sum():
     mixer = LinearAttention(16, num_heads=1, feature_map="identity", normalize=None, dtype=torch.float64)
     x = tokens()
     q, k, v = projections(mixer, x)
@@ -67,11 +63,6 @@ def test_without_norm_or_decay_it_is_a_plain_sum():
 def test_initial_values():
     hedgehog = LinearAttention(16, feature_map="hedgehog")
     assert torch.equal(hedgehog.q_map.weight, torch.eye(4).expand(4, 4, 4))
-    retention = LinearAttention(64, **RETENTION)
-    bound = 2**-2.5 * (6 / 128) ** 0.5
-    for weight in retention.qkv_proj.weight.chunk(3):
-        assert 0.95 * bound < weight.abs().max() <= bound
-    assert 0.95 * (6 / 128) ** 0.5 < retention.out_proj.weight.abs().max() <= (6 / 128) ** 0.5
 
 
 @pytest.mark.parametrize(
@@ -79,7 +70,6 @@ def test_initial_values():
     [
         (dict(num_heads=5), "num_heads must divide d_model"),
         (dict(feature_map="relu"), "unknown feature_map 'relu'; expected one of elu, relu2, identity, hedgehog"),
-        (dict(decay="fast"), "unknown decay 'fast'; expected one of None, 'retention'"),
         (dict(normalize=True), "unknown normalize True; expected one of None, 'sum', 'head'"),
         (dict(feature_map="identity"), "normalize='sum' divides by the summed weights"),
         (dict(rotary_base=10.0), "normalize='sum' divides by the summed weights"),

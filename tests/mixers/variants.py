@@ -7,7 +7,7 @@ from torch import Tensor
 from subquad.mixers import Mixer, create
 
 D_MODEL = 16
-RETENTION = dict(feature_map="identity", decay="retention", normalize="head", rotary_base=10_000.0)
+ROTATED = dict(feature_map="identity", normalize="head", rotary_base=10_000.0)
 
 VARIANTS = {
     "attention": ("attention", dict()),
@@ -16,7 +16,7 @@ VARIANTS = {
     "sliding_window": ("sliding_window", dict(window=5, num_heads=2)),
     "sliding_window-itself": ("sliding_window", dict(window=1)),
     "linear_attention": ("linear_attention", dict(num_heads=2)),
-    "linear_attention-retention": ("linear_attention", RETENTION),
+    "linear_attention-rotated": ("linear_attention", ROTATED),
     "linear_attention-hedgehog": ("linear_attention", dict(feature_map="hedgehog", conv_width=3)),
     "based": ("based", dict(num_heads=2, feature_dim=5)),
     "based-conv": ("based", dict(num_heads=1, feature_dim=4, conv_width=2)),
