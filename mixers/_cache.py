@@ -112,6 +112,12 @@ class Cache:
         copies = (x.clone(memory_format=torch.contiguous_format) for x in kept.tokens)
         return Cache.of(*copies, starts=kept.starts)
 
+    def emptied(self) -> "Cache":
+        """As many places, but no token in them."""
+        s = len(self)
+        tokens = [torch.zeros_like(x) for x in self.tokens]
+        return Cache.of(*tokens, starts=torch.full((len(tokens[0]),), s, device=tokens[0].device))
+
     def detach(self) -> "Cache":
         if not any(x.requires_grad for x in self._buffer.tensors):
             return self

@@ -157,6 +157,9 @@ class History(NamedTuple):
     def detach(self) -> "History":
         return History(self.cache.detach(), None if self.taps is None else self.taps.detach())
 
+    def emptied(self) -> "History":
+        return History(self.cache.emptied())
+
     @classmethod
     def join(cls, histories: list["History"]) -> "History":
         """The rows of all these. Tokens that a row lacks are zeros before its first, which a convolution ignores."""

@@ -33,6 +33,10 @@ class State(NamedTuple):
         """The state of the rows of the batch with these indices, in this order (beam search, shared prompts)."""
         return self._replace(conv=_select(self.conv, rows), memory=_select(self.memory, rows))
 
+    def emptied(self) -> "State":
+        """Of the same size and position, for rows that have seen no token."""
+        return self._replace(conv=_empty(self.conv), memory=_empty(self.memory))
+
     @classmethod
     def join(cls, states: Sequence["State"]) -> "State":
         """The rows of all these in one batch. They are at one position; how many tokens each holds may differ."""
@@ -152,6 +156,12 @@ def head_size(where: str, d_model: int, num_heads: int, head_dim: int | None = N
 
 def _detach(part: Memory | None) -> Memory | None:
     return None if part is None else part.detach()
+
+
+def _empty(part: Memory | None) -> Memory | None:
+    if part is None:
+        return None
+    return torch.zeros_like(part) if isinstance(part, Tensor) else part.emptied()
 
 
 def _join(parts: list[Memory | None]) -> Memory | None:

@@ -35,6 +35,9 @@ class ScaledMemory(NamedTuple):
     def detach(self) -> "ScaledMemory":
         return ScaledMemory(self.memory.detach(), self.log_scale.detach())
 
+    def emptied(self) -> "ScaledMemory":
+        return ScaledMemory(*(torch.zeros_like(x) for x in self))
+
     @classmethod
     def join(cls, parts: list["ScaledMemory"]) -> "ScaledMemory":
         """The rows of all these."""

@@ -12,11 +12,13 @@ from subquad.kernels.polynomial_attention import polynomial_attention
 from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.short_conv import short_conv
 from subquad.mixers import MIXERS, build_layers, create
+from subquad.swapping import SwapReport, swap, unswap
 
 __all__ = [
     "MIXERS",
     "OPS",
     "BackendError",
+    "SwapReport",
     "build_layers",
     "causal_attention",
     "cpu_levers",
@@ -30,4 +32,6 @@ __all__ = [
     "polynomial_attention",
     "selective_scan",
     "short_conv",
+    "swap",
+    "unswap",
 ]

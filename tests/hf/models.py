@@ -1,5 +1,7 @@
 """Tiny models of several architectures, random but for the seed."""
 
+import copy
+
 import pytest
 import torch
 
@@ -55,7 +57,7 @@ every_model = pytest.mark.parametrize("name", CONFIGS)
 def build(name: str, dtype: torch.dtype = torch.float32, implementation: str = "eager") -> PreTrainedModel:
     """Weights large enough that attention matters to the logits."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=implementation)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation=implementation)
     if name == "gpt_oss":
         model.set_experts_implementation("eager")  # the default knows no float64
     with torch.no_grad():

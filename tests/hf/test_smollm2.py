@@ -1,6 +1,7 @@
 """What holds for tiny random models holds for a real one."""
 
 import copy
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,7 @@ def ask(tokenizer):
 
 def test_exact_attention_is_within_twice_the_error_of_eager(smollm2):
     eager, tokenizer = smollm2
-    inputs = tokenizer(open(__file__).read()[:1500], return_tensors="pt")
+    inputs = tokenizer(Path(__file__).read_text()[:1500], return_tensors="pt")
     ours, gold = copy.deepcopy(eager), copy.deepcopy(eager).double()
     ours.set_attn_implementation("subquad")
     gold.set_attn_implementation("sdpa")

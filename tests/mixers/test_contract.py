@@ -202,6 +202,16 @@ def test_rows_of_different_lengths_join(variant):
     torch.testing.assert_close(torch.cat([y, later[[1, 2, 0]]], dim=1), torch.cat(alone), rtol=1e-10, atol=1e-12)
 
 
+@every_variant
+def test_an_emptied_state_is_the_state_before_the_first_token(variant):
+    mixer, x = build(variant), tokens(t=20)
+    with torch.no_grad():
+        state = mixer.run(x[:, :7], State())[1].emptied()
+        y, _ = mixer.run(x[:, 7:], state)
+        expected, _ = mixer.run(x[:, 7:], State(position=7))
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_states_at_different_positions_do_not_join():
     with pytest.raises(ValueError, match="at one position can be joined, got"):
         State.join([State(position=2), State(position=3)])

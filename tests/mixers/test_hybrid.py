@@ -78,7 +78,10 @@ def test_every_hybrid_runs(name):
     [
         (lambda: create("mixtral", 16), "unknown mixer 'mixtral'; expected one of attention, .*, hyena, hybrid"),
         (lambda: create("hybrid", 16), "'hybrid' is a pattern of several layers; build it with build_layers"),
-        (lambda: create("based", 16, window=4, nhead=2), "based has no option window, nhead; it knows num_heads, head_dim, feat"),
+        (
+            lambda: create("based", 16, window=4, nhead=2),
+            "based has no option window, nhead; it knows num_heads, head_dim, feat",
+        ),
         (lambda: build_layers("base_conv,mixtral", 16, 2), "unknown mixer 'mixtral'"),
         (lambda: build_layers("", 16, 2), "unknown mixer ''"),
         (lambda: build_layers((), 16, 2), "expected at least one mixer"),
