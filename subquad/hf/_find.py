@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ._grafts import Heads
+from subquad.swapping._grafts import Heads
 
 Layers = int | slice | Iterable[int] | Callable[[int], bool] | None
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from subquad.swapping._grafts import Heads
 from subquad.swapping._report import SwappedLayer, SwapReport
 
 from ._checkpoint import mark, unmark
 from ._find import Layers, choose_layers, find_attention, heads_of
-from ._grafts import Heads
 from ._stand_in import CHILD, StandIn, attach, detach
 
 

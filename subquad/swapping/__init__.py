@@ -8,6 +8,7 @@ from torch import nn
 
 from subquad.mixers import known_options
 
+from ._modules import swap_modules
 from ._report import SwappedLayer, SwapReport
 
 __all__ = ["SwapReport", "SwappedLayer", "swap", "unswap"]
@@ -18,23 +19,33 @@ def swap(
     mixer: str,
     *,
     layers=None,
+    modules=None,
+    d_model: int | None = None,
     context: int = 4096,
     **options: Any,
 ) -> SwapReport:
     """Let a mixer take the place of softmax in a transformers decoder, and keep all of the model's weights.
 
-    The attention modules go on to project, normalise and rotate q, k and v as they did; the mixer is given what it can
-    use of them, and its output goes through their output projection. What it has beside these (gates, feature maps,
-    decays, short convolutions) is new and starts as the mixer's own; so does a projection of another width. Mixers
-    that tell positions by decays or convolutions get q and k unrotated.
+    In any other model of PyTorch say with `modules` what to replace.
+
+    In a decoder of transformers the attention modules go on to project, normalise and rotate q, k and v as they did;
+    the mixer is given what it can use of them, and its output goes through their output projection. What it has beside
+    these (gates, feature maps, decays, short convolutions) is new and starts as the mixer's own; so does a projection
+    of another width. Mixers that tell positions by decays or convolutions get q and k unrotated.
 
     `generate`, caches, left padding, beams and chunked prefill work as before. save_pretrained carries the swap; load
     such a model with AutoModelForCausalLM.from_pretrained after `import subquad.hf`.
 
+    In a plain model a mixer takes the place of the whole module. An nn.MultiheadAttention keeps its weights, and is
+    called as before (`subquad.nn.MultiheadMixer`); any other must be called with tokens (b, t, d) alone.
+
     Args:
-        model: any transformers decoder whose attention asks the AttentionInterface; it is changed in place.
+        model: changed in place; a decoder of transformers whose attention asks the AttentionInterface or, with
+            `modules`, any.
         mixer: a key of MIXERS.
         layers: an index, several, a slice, or a function of an index that says which; all if None.
+        modules: replace these modules of a plain model: a class, a path such as "blocks.0.attn", or several paths.
+        d_model: width of their tokens, if they are no nn.MultiheadAttention.
         context: number of tokens at which the report counts bytes of state.
         options: of the mixer. Those that let more weights be kept have other defaults here: heads as the model has
             them, expand=1, expand_v=1, expand_k=1, no positions of its own.
@@ -50,6 +61,10 @@ def swap(
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"swap: {mixer} has no option {', '.join(unknown)}; it knows {', '.join(known)}")
+    if modules is not None:
+        if layers is not None:
+            raise ValueError("swap: layers are for decoders of transformers, modules for any other model; give one")
+        return swap_modules(model, mixer, modules, d_model, context, options)
     _check_model("swap", model)
     from subquad.hf._swap import swap as swap_attention
 
@@ -73,8 +88,14 @@ def _check_model(where: str, model: nn.Module) -> None:
     if "transformers" not in sys.modules:
         installed = importlib.util.find_spec("transformers") is not None
         hint = "" if installed else "; transformers is not installed: pip install 'subquad[hf]'"
-        raise ValueError(f"{where}: expected a model of transformers, got {type(model).__name__}{hint}")
+        raise ValueError(
+            f"{where}: expected a model of transformers, got {type(model).__name__}; of another model name what to "
+            f"replace: subquad.swap(model, ..., modules=...){hint}"
+        )
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"{where}: expected a model of transformers, got {type(model).__name__}")
+        raise ValueError(
+            f"{where}: expected a model of transformers, got {type(model).__name__}; of another model name what to "
+            "replace: subquad.swap(model, ..., modules=...)"
+        )

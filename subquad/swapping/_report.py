@@ -11,7 +11,7 @@ class SwappedLayer(NamedTuple):
     kept: tuple[str, ...]  # of the projections q, k, v and o
     lost: tuple[str, ...]  # what the softmax had and the mixer has not
     new_parameters: int
-    bytes_before: int
+    bytes_before: int | None  # None: not known
     bytes_after: int
 
 
@@ -26,7 +26,7 @@ class SwapReport(NamedTuple):
 
     @property
     def bytes_before(self) -> int:
-        return sum(layer.bytes_before for layer in self.layers)
+        return sum(layer.bytes_before or 0 for layer in self.layers)
 
     @property
     def bytes_after(self) -> int:
@@ -42,7 +42,7 @@ class SwapReport(NamedTuple):
         for layer in self.layers:
             counts = (layer.new_parameters, layer.bytes_before, layer.bytes_after)
             words = (layer.name, layer.mixer, " ".join(layer.kept) or "-", " ".join(layer.lost) or "-")
-            rows.append((*words, *(f"{count:,}" for count in counts)))
+            rows.append((*words, *("-" if count is None else f"{count:,}" for count in counts)))
         totals = (self.new_parameters, self.bytes_before, self.bytes_after)
         rows.append(("all", "", "", "", *(f"{count:,}" for count in totals)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
