@@ -1,4 +1,4 @@
-"""The command line: `subquad recall`, `throughput`, `profile`, `report`, `check`, `tune` and `list`.
+"""The command line: `subquad recall`, `swap`, `throughput`, `profile`, `report`, `check`, `tune` and `list`.
 
 What a subcommand needs is imported when it runs: --help waits for no plotting library.
 """
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         import tyro
 
         commands = {"recall": recall, "throughput": throughput, "profile": profile, "report": report, "check": check}
-        commands |= {"tune": tune, "list": list_names}
+        commands |= {"swap": swap, "tune": tune, "list": list_names}
         code = tyro.extras.subcommand_cli_from_dict(
             commands, prog="subquad", description="Sequence mixers measured beside attention.", args=arguments
         )
@@ -224,7 +224,7 @@ def profile(
     from subquad.kernels import BackendError
 
     try:
-        return run_profile(name, target=target, mixer=mixer, sizes=_sizes(sizes), dtype=dtype, out=out)
+        return run_profile(name, target=target, mixer=mixer, sizes=_sizes("sizes", sizes), dtype=dtype, out=out)
     except (ValueError, BackendError) as error:
         raise UsageError(error) from None
 
@@ -268,6 +268,50 @@ def tune(
         return INTERRUPTED
 
 
+def swap(
+    model: str,
+    /,
+    mixer: str,
+    out: Path,
+    layers: str = "",
+    options: str = "",
+    context: int = 4096,
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    gguf_file: str | None = None,
+) -> int:
+    """Replace attention in a transformers model by a mixer, keeping its weights; save it and print what was kept.
+
+    Load the result with AutoModelForCausalLM.from_pretrained after `import subquad.hf`.
+
+    Args:
+        model: folder of a model, or its name on the Hub.
+        mixer: which one, e.g. sliding_window. `subquad list` names them.
+        out: folder to write to; it must not exist, or be empty.
+        layers: which ones, e.g. 0,3,5 or a slice such as ::2 or 10:; all if empty.
+        options: of the mixer, e.g. window=256 or feature_map=hedgehog.
+        context: number of tokens at which bytes of state are counted.
+        dtype: of the weights; auto is that of the checkpoint.
+        gguf_file: the file in the folder, for a model in GGUF.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UsageError("swap needs transformers; install with: pip install 'subquad[hf]'")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"swap: --out {out} exists already; name a new folder")
+    chosen = _layers(layers)
+    import subquad
+    from subquad.hf._load import load_model
+
+    try:
+        loaded, tokenizer = load_model(model, gguf_file, dtype)
+        print(subquad.swap(loaded, mixer, layers=chosen, context=context, **_sizes("options", options)))
+    except (ValueError, OSError) as error:
+        raise UsageError(error) from None
+    loaded.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    print(f"wrote {out}")
+    return 0
+
+
 def list_names() -> int:
     """Name the ops, mixers, tasks and recipes."""
     from subquad.benchmarks.recipes import RECIPES
@@ -298,13 +342,22 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         raise UsageError(f"--{option}: expected whole numbers separated by commas, got {text!r}") from None
 
 
-def _sizes(text: str) -> dict[str, int | float | str | bool | None]:
+def _layers(text: str) -> slice | tuple[int, ...] | None:
+    if ":" not in text:
+        return _numbers("layers", text) or None
+    try:
+        return slice(*(int(part) if part.strip() else None for part in text.split(":")))
+    except (ValueError, TypeError):
+        raise UsageError(f"--layers: expected numbers separated by commas, or a slice, got {text!r}") from None
+
+
+def _sizes(option: str, text: str) -> dict[str, int | float | str | bool | None]:
     """Values as Python writes them; what it cannot read is a word."""
     sizes = {}
     for part in _names(text):
         name, equals, value = part.partition("=")
         if not (name and equals and value):
-            raise UsageError(f"--sizes: expected name=value separated by commas, got {part!r}")
+            raise UsageError(f"--{option}: expected name=value separated by commas, got {part!r}")
         try:
             sizes[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):

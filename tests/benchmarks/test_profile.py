@@ -146,8 +146,8 @@ def test_a_repeated_tensor_has_the_bytes_that_it_stores():
 
 
 def test_sizes_of_the_command_line():
-    assert cli._sizes("b=4, decay=head,scale=0.5,window=None,skip=False") == {
+    assert cli._sizes("sizes", "b=4, decay=head,scale=0.5,window=None,skip=False") == {
         "b": 4, "decay": "head", "scale": 0.5, "window": None, "skip": False,
     }  # fmt: skip
     with pytest.raises(cli.UsageError, match="--sizes: expected name=value separated by commas, got 't'"):
-        cli._sizes("b=4,t")
+        cli._sizes("sizes", "b=4,t")

@@ -1,0 +1,51 @@
+"""`subquad swap`: a folder in, a folder out, and a line for what cannot be."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from subquad import cli
+
+from .models import VOCAB, build, prompts
+
+
+@pytest.fixture
+def folder(tmp_path):
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCAB)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    build("llama").save_pretrained(tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def test_a_model_is_swapped_and_saved(folder, capsys):
+    out = folder / "swapped"
+    asked = ["--mixer", "sliding_window", "--layers", "1:", "--options", "window=3", "--context", "64"]
+    assert cli.main(["swap", str(folder / "model"), "--out", str(out), *asked]) == 0
+    said = capsys.readouterr().out
+    assert "model.layers.2.self_attn  sliding_window  q k v o" in said and f"wrote {out}" in said
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.subquad_layers == {
+        str(layer): {"mixer": "sliding_window", "options": {"window": 3}} for layer in (1, 2)
+    }
+    with torch.no_grad():
+        assert not torch.allclose(model(prompts()).logits, build("llama")(prompts()).logits)
+    assert AutoTokenizer.from_pretrained(out).vocab_size == VOCAB
+
+
+def test_what_cannot_be_is_said_before_anything_is_written(folder, capsys):
+    model, out = str(folder / "model"), folder / "swapped"
+    for asked, message in (
+        ([model, "--mixer", "gla", "--out", model], "exists already"),
+        ([model, "--mixer", "gla", "--layers", "1:x", "--out", str(out)], "--layers: expected numbers"),
+        ([model, "--mixer", "gla", "--layers", "7", "--out", str(out)], "no attention in layers"),
+        ([model, "--mixer", "gla", "--options", "window=3", "--out", str(out)], "gla has no option window"),
+        ([model, "--mixer", "gla", "--options", "window", "--out", str(out)], "--options: expected name=value"),
+        ([model, "--mixer", "glaa", "--out", str(out)], "unknown mixer 'glaa'"),
+        ([str(folder / "nothing"), "--mixer", "gla", "--out", str(out)], "nothing"),
+    ):
+        assert cli.main(["swap", *asked]) == cli.MISUSE
+        assert message in capsys.readouterr().err
+    assert not out.exists()
