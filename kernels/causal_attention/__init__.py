@@ -43,7 +43,7 @@ def causal_attention(
         sinks: (h,) a logit for each head that takes weight and gives no value, neither scaled nor capped.
         starts: (b,) of int32 or int64, the first real key of each left-padded row, in 0..s.
         cu_seqlens: (n + 1,) borders of n sequences packed into one row (b = 1, t = s).
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton", "torch", "reference" or, where that package is installed, "flash_attn".
 
     Returns:
         y (b, t, h, v) in q.dtype.
@@ -72,6 +72,8 @@ def causal_attention(
             from ._torch import causal_attention as run
         case "reference":
             from ._reference import causal_attention as run
+        case "flash_attn":
+            from ._flash_attn import causal_attention as run
     scale = sizes["k"] ** -0.5 if scale is None else float(scale)
     return run(q, k, v, sinks, starts, cu_seqlens, window, scale, softcap)
 

@@ -35,7 +35,7 @@ def short_conv(
         activation: None or "silu".
         state: (n, w - 1, d) the inputs before the first token, oldest first; zero if None.
         cu_seqlens: (n + 1,) borders of n sequences packed into one row (b = 1); else n = b.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton", "torch", "reference" or, where that package is installed, "causal_conv1d".
 
     Returns:
         y (b, t, d) in x.dtype, and the last w - 1 inputs of each sequence, (n, w - 1, d), in float32 or wider.
@@ -61,4 +61,6 @@ def short_conv(
             from ._torch import short_conv as run
         case "reference":
             from ._reference import short_conv as run
+        case "causal_conv1d":
+            from ._causal_conv1d import short_conv as run
     return run(x, weight, bias, state, cu_seqlens, activation)
