@@ -11,6 +11,7 @@ from .delta_net import DeltaNet
 from .gated_delta_net import GatedDeltaNet
 from .gla import GLA
 from .h3 import H3
+from .hedgehog_window import HedgehogWindow
 from .hgrn2 import HGRN2
 from .hybrid import HYBRIDS, MixerSpec, Pattern, lay, specs_of
 from .hyena import Hyena
@@ -32,6 +33,7 @@ MIXERS = {
     "sliding_window": SlidingWindow,
     # linear family
     "linear_attention": LinearAttention,
+    "hedgehog_window": HedgehogWindow,
     "based": Based,
     "rebased": ReBased,
     "retention": Retention,
@@ -69,6 +71,7 @@ __all__ = [
     "Based",
     "DeltaNet",
     "GatedDeltaNet",
+    "HedgehogWindow",
     "Hyena",
     "KimiDelta",
     "LinearAttention",

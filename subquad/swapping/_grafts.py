@@ -50,6 +50,7 @@ GRAFTS = {
     "attention": Graft(QKV, _of_heads, rotary=True, options=dict(rotary_base=None)),
     "sliding_window": Graft(QKV, _of_heads, rotary=True, options=dict(rotary_base=None)),
     "linear_attention": Graft(QKV, rotary=True),
+    "hedgehog_window": Graft(QKV, _of_heads, rotary=True, options=dict(rotary_base=None)),
     "based": Graft(QKV, _widths, rotary=True),
     "rebased": Graft(QKV, _widths, rotary=True),
     "retention": Graft(QKV, rotary=True, options=dict(rotary_base=None)),

@@ -73,9 +73,7 @@ def test_what_the_packages_cannot_do_is_refused(installed):
 
 def test_without_package_or_gpu_they_are_refused_with_the_reason(monkeypatch):
     monkeypatch.setattr(_dispatch.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        BackendError, match="needs flash-attn installed, CUDA tensors, float16 or bfloat16; use"
-    ):
+    with pytest.raises(BackendError, match="needs flash-attn installed, CUDA tensors, float16 or bfloat16; use"):
         causal_attention(*heads(), backend="flash_attn")
     x = torch.randn(1, 6, 4)
     with pytest.raises(BackendError, match="needs causal-conv1d installed, CUDA tensors; use 'torch' or 'auto'"):

@@ -34,6 +34,13 @@ OPTIONS = {
         "rotary_base": (ROTATED, None),
         "conv_width": ({}, 3),
     },
+    "hedgehog_window": {
+        "window": (dict(window=5), 3),
+        "num_heads": ({}, 2),
+        "num_kv_heads": ({}, 2),
+        "head_dim": ({}, 8),
+        "rotary_base": ({}, 100.0),
+    },
     "based": {"num_heads": ({}, 2), "head_dim": ({}, 8), "feature_dim": ({}, 8), "conv_width": ({}, 3)},
     "rebased": {"num_heads": ({}, 2), "head_dim": ({}, 8), "feature_dim": ({}, 8), "conv_width": ({}, 3)},
     "retention": {"num_heads": ({}, 2), "head_dim": ({}, 8), "rotary_base": ({}, 100.0), "conv_width": ({}, 3)},

@@ -18,6 +18,8 @@ VARIANTS = {
     "linear_attention": ("linear_attention", dict(num_heads=2)),
     "linear_attention-rotated": ("linear_attention", ROTATED),
     "linear_attention-hedgehog": ("linear_attention", dict(feature_map="hedgehog", conv_width=3)),
+    "hedgehog_window": ("hedgehog_window", dict(window=3, num_heads=2)),
+    "hedgehog_window-grouped": ("hedgehog_window", dict(window=5, num_kv_heads=2, head_dim=6)),
     "based": ("based", dict(num_heads=2, feature_dim=5)),
     "based-conv": ("based", dict(num_heads=1, feature_dim=4, conv_width=2)),
     "rebased": ("rebased", dict(num_heads=2, feature_dim=6)),

@@ -1,0 +1,162 @@
+"""HedgehogWindow: softmax over the last tokens and learned linear attention over all before them, in one average."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from subquad.kernels.linear_attention import linear_attention
+
+from ._cache import Cache
+from ._decay import in_float32
+from ._feature_maps import HedgehogMap
+from ._mixer import Mixer, head_size
+from ._rotary import check_rotary, rotary_angles, rotate
+
+WINDOW_LOGIT = -2.197  # at the start: the window's weights count sigmoid(-2.197) = 0.1 each
+
+
+class WindowedMemory(NamedTuple):
+    """The last tokens, and the sums over all before them."""
+
+    near: Cache
+    far: Tensor  # (b, h, 2 k, v + 1)
+
+    @property
+    def tokens(self) -> tuple[Tensor, ...]:
+        return (*self.near.tokens, self.far)
+
+    @property
+    def nbytes(self) -> int:
+        return self.near.nbytes + self.far.nbytes
+
+    def detach(self) -> "WindowedMemory":
+        return WindowedMemory(self.near.detach(), self.far.detach())
+
+    def index_select(self, dim: int, rows: Tensor) -> "WindowedMemory":
+        return WindowedMemory(self.near.index_select(dim, rows), self.far.index_select(dim, rows))
+
+    def emptied(self) -> "WindowedMemory":
+        return WindowedMemory(self.near.emptied(), torch.zeros_like(self.far))
+
+    @classmethod
+    def join(cls, memories: list["WindowedMemory"]) -> "WindowedMemory":
+        """The rows of all these."""
+        return cls(Cache.join([m.near for m in memories]), torch.cat([m.far for m in memories]))
+
+
+class HedgehogWindow(Mixer):
+    """LoLCATs' hybrid attention (Zhang et al. 2024, arXiv 2410.10254, eq. 6), with Hedgehog's features (2402.04347).
+
+    y_i = (sum_near g exp(s_ij - c_i) v_j + sum_far phi(q_i) . phi'(k_j) v_j) / (the same sums without v) ,
+    s_ij = q_i . k_j / sqrt(k) ,    c_i = max_near s_ij ,    phi(x) = [softmax(W x), softmax(-W x)]
+
+    over near keys, i - window < j <= i, and far ones, j <= i - window, with a learned g = sigmoid(window_logit) a head.
+    x -> q, k, v -> rotary -> the average -> out. It is what a model's own attention is turned into with few new
+    parameters (`subquad.linearize`).
+
+    Args:
+        d_model: width of the input and of the output.
+        window: number of near tokens, the token itself included.
+        num_heads: query heads.
+        num_kv_heads: heads of keys and values, each shared by a group of query heads; num_heads if None.
+        head_dim: channels of a head; d_model / num_heads if None.
+        rotary_base: longest wavelength of the rotary positions, over 2 pi; no positions if None.
+        backend: passed to the ops.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        window: int = 64,
+        num_heads: int = 4,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        rotary_base: float | None = 10_000.0,
+        backend: str = "auto",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(d_model, backend)
+        factory = dict(device=device, dtype=dtype)
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if window < 1:
+            raise ValueError(f"{self.name}: window counts the token itself, so it must be at least 1, got {window}")
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(
+                f"{self.name}: num_kv_heads must divide num_heads, got num_kv_heads={num_kv_heads} and "
+                f"num_heads={num_heads}"
+            )
+        self.window, self.rotary_base = window, rotary_base
+        self.head_dim = head_size(self.name, d_model, num_heads, head_dim)
+        check_rotary(self.name, rotary_base, self.head_dim)
+        self.heads = (num_heads, num_kv_heads, num_kv_heads)  # of q, k and v
+        self.qkv_proj = nn.Linear(d_model, sum(self.heads) * self.head_dim, bias=False, **factory)
+        self.q_map = HedgehogMap(num_heads, self.head_dim, **factory)
+        self.k_map = HedgehogMap(num_kv_heads, self.head_dim, **factory)
+        self.window_logit = nn.Parameter(torch.full((num_heads, 1), WINDOW_LOGIT, **factory))
+        self.out_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=False, **factory)
+
+    def project(self, x: Tensor, conv: None, position: int) -> tuple[dict[str, Tensor], None]:
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        q, k, v = heads.split(self.heads, dim=-2)  # each (b, t, h or g, k)
+        if self.rotary_base is not None:
+            cos, sin = rotary_angles(position, x.shape[1], self.head_dim, self.rotary_base, like=q)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return dict(q=q, k=k, v=v), None
+
+    def mix(self, inputs: dict[str, Tensor], memory: WindowedMemory | None) -> tuple[Tensor, WindowedMemory]:
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        held = Cache.of(k, v) if memory is None else memory.near.append(k, v)
+        near = window_sums(q, *held.tokens, self.window, held.starts)
+        far, sums = self._far_sums(q, held, None if memory is None else memory.far)
+        total = self.window_logit.sigmoid().to(near.dtype) * near + far.to(near.dtype)  # (b, t, h, v + 1)
+        return (total[..., :-1] / total[..., -1:]).to(v.dtype), WindowedMemory(held.last(self.window), sums)
+
+    def merge(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.out_proj(y.flatten(-2))
+
+    def _far_sums(self, q: Tensor, held: Cache, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums over the far keys (b, t, h, v + 1), the last of weights alone: a key becomes far `window` tokens on."""
+        (b, t), (h, g, _) = q.shape[:2], self.heads
+        k, v = (F.pad(x, (0, 0, 0, 0, self.window - (len(held) - t), 0))[:, :t] for x in held.tokens)
+        place = torch.arange(t, device=q.device) - (self.window - (len(held) - t))
+        starts = torch.zeros(1, 1, device=q.device, dtype=place.dtype) if held.starts is None else held.starts[:, None]
+        real = (place >= starts)[:, :, None, None]  # (b or 1, t, 1, 1)
+        k, ones = self.k_map(k) * real.to(k.dtype), v.new_ones(b, t, g, 1)
+        k, v = (x.repeat_interleave(h // g, dim=2) for x in (k, torch.cat([v, ones], dim=-1)))
+        return linear_attention(self.q_map(q), k, v, scale=1.0, state=before, backend=self.backend)
+
+
+def window_sums(q: Tensor, k: Tensor, v: Tensor, window: int, starts: Tensor | None) -> Tensor:
+    """sum_j exp(s_ij - max_j s_ij) [v_j, 1] over the last `window` keys of each query, in blocks of queries.
+
+    Args:
+        q: (b, t, h, k) queries, the last t of the s keys.
+        k, v: (b, s, g, k) and (b, s, g, v), of which at most `window` are before the first query.
+        window: number of keys that a query sees.
+        starts: (b,) the first real key of each row; all are if None.
+
+    Returns:
+        (b, t, h, v + 1) in float32 or wider; 0 for a query that sees no key.
+    """
+    (b, t, h, d), (s, g) = q.shape, k.shape[1:3]
+    block = min(window, t)
+    num_blocks, left = -(-t // block), window - (s - t)
+    right = num_blocks * block - t
+    v = torch.cat([v, v.new_ones(b, s, g, 1)], dim=-1)
+    # Block n of queries sees a stretch of window + block keys, of which query i sees those at i + 1 to i + window.
+    k, v = (F.pad(x, (0, 0, 0, 0, left, right)).unfold(1, window + block, block) for x in (k, v))  # (b, n, g, k, j)
+    q = F.pad(q, (0, 0, 0, 0, 0, right)).view(b, num_blocks, block, g, h // g, d)
+    scores = in_float32(torch.einsum("bnigrd, bngdj -> bngrij", q, k)) * d**-0.5
+    query, key = torch.arange(block, device=q.device)[:, None], torch.arange(window + block, device=q.device)
+    place = torch.arange(num_blocks, device=q.device)[:, None] * block + key - left  # (n, j)
+    real = place >= (torch.zeros(1, 1, 1, device=q.device) if starts is None else starts[:, None, None])  # (b, n, j)
+    visible = ((key > query) & (key <= query + window)) & real[:, :, None]  # (b, n, i, j)
+    visible = visible[:, :, None, None]
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp() * visible
+    sums = torch.einsum("bngrij, bngvj -> bnigrv", weights, v.to(weights.dtype))
+    return sums.flatten(1, 2)[:, :t].flatten(2, 3)
