@@ -35,3 +35,12 @@ __all__ = [
     "swap",
     "unswap",
 ]
+
+
+def __getattr__(name: str):
+    """`linearize` and its settings need transformers, which takes seconds to import: they come when asked for."""
+    if name in ("linearize", "Distillation"):
+        import subquad.linearizing
+
+        return getattr(subquad.linearizing, name)
+    raise AttributeError(f"module 'subquad' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: `subquad recall`, `swap`, `throughput`, `profile`, `report`, `check`, `tune` and `list`.
+"""The command line: `subquad recall`, `swap`, `linearize`, `throughput`, `profile`, `report`, `check`, `tune`, `list`.
 
 What a subcommand needs is imported when it runs: --help waits for no plotting library.
 """
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         import tyro
 
         commands = {"recall": recall, "throughput": throughput, "profile": profile, "report": report, "check": check}
-        commands |= {"swap": swap, "tune": tune, "list": list_names}
+        commands |= {"swap": swap, "linearize": linearize, "tune": tune, "list": list_names}
         code = tyro.extras.subcommand_cli_from_dict(
             commands, prog="subquad", description="Sequence mixers measured beside attention.", args=arguments
         )
@@ -293,8 +293,7 @@ def swap(
         dtype: of the weights; auto is that of the checkpoint.
         gguf_file: the file in the folder, for a model in GGUF.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise UsageError("swap needs transformers; install with: pip install 'subquad[hf]'")
+    _need_transformers("swap")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"swap: --out {out} exists already; name a new folder")
     chosen = _layers(layers)
@@ -308,6 +307,61 @@ def swap(
         raise UsageError(error) from None
     loaded.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    print(f"wrote {out}")
+    return 0
+
+
+def linearize(
+    model: str,
+    /,
+    out: Path,
+    mixer: str = "hedgehog_window",
+    layers: str = "",
+    options: str = "",
+    tokens: int = 200_000,
+    lr: float = 1e-2,
+    lora_tokens: int = 0,
+    lora_lr: float = 1e-4,
+    text: Path | None = None,
+    gguf_file: str | None = None,
+    resume: bool = False,
+) -> int:
+    """Replace attention in a transformers model by a linear mixer and repair it by a short distillation; save it.
+
+    Load the result with AutoModelForCausalLM.from_pretrained after `import subquad.hf`.
+
+    Args:
+        model: folder of a model, or its name on the Hub.
+        out: folder to write to, also checkpoints while it runs; it must not exist, or be empty.
+        mixer: one with something to learn, e.g. hedgehog_window. `subquad list` names them.
+        layers: which ones, e.g. 0,3,5 or a slice such as ::2 or 10:; all if empty.
+        options: of the mixer, e.g. window=64.
+        tokens: of stage 1, which trains what is new to give what softmax gave.
+        lr: of stage 1.
+        lora_tokens: of stage 2, which trains low-rank adapters on q, k, v and o; 0 leaves it out.
+        lora_lr: of stage 2.
+        text: a file or a folder; the source of Python's standard library if not given.
+        gguf_file: the file in the folder, for a model in GGUF.
+        resume: go on from the checkpoint in `out`.
+    """
+    _need_transformers("linearize")
+    chosen = _layers(layers)
+    import subquad.linearizing
+    from subquad.hf._load import load_model
+
+    try:
+        how = subquad.linearizing.Distillation(tokens=tokens, lr=lr, lora_tokens=lora_tokens, lora_lr=lora_lr)
+        loaded, tokenizer = load_model(model, gguf_file)
+        said = subquad.linearizing.linearize(
+            loaded, tokenizer, mixer, layers=chosen, text=text, how=how, out=out, resume=resume,
+            **_sizes("options", options),
+        )  # fmt: skip
+    except (ValueError, OSError) as error:
+        raise UsageError(error) from None
+    except KeyboardInterrupt:
+        print(f"subquad: interrupted; go on with the same options and --resume --out {out}", file=sys.stderr)
+        return INTERRUPTED
+    print(said)
     print(f"wrote {out}")
     return 0
 
@@ -329,6 +383,11 @@ def _need_extras() -> None:
     missing = [name for name in EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"the command line needs {', '.join(missing)}; install with: pip install 'subquad[bench]'")
+
+
+def _need_transformers(command: str) -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise UsageError(f"{command} needs transformers; install with: pip install 'subquad[hf]'")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ which goes on from there. So every weight of the module is kept, under its own n
 ask transformers' AttentionInterface.
 """
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +37,7 @@ class StandIn(GraftedMixer):
     """A mixer that is given q, k and v of the attention module it stands in for, and its state by the cache."""
 
     call: _Call | None = None
+    awake = True
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, borders: Tensor | None
@@ -103,21 +106,43 @@ def attention(
 def attach(module: nn.Module, stand_in: StandIn) -> None:
     """Let the mixer stand in for the module's softmax from now on."""
     module.add_module(CHILD, stand_in)
-    module.config, shared = copy.copy(module.config), module.config
-    module.config._attn_implementation = NAME
-    stand_in.undo = (module.register_forward_pre_hook(_note_call, with_kwargs=True), shared)
+    stand_in.configs = (module.config, copy.copy(module.config))  # of softmax, which the model shares, and our own
+    stand_in.configs[True]._attn_implementation = NAME
+    module.config = stand_in.configs[True]
+    stand_in.handle = module.register_forward_pre_hook(_note_call, with_kwargs=True)
 
 
 def detach(module: nn.Module) -> None:
     """Give the module its softmax back."""
-    handle, module.config = getattr(module, CHILD).undo
-    handle.remove()
+    stand_in = getattr(module, CHILD)
+    stand_in.handle.remove()
+    module.config = stand_in.configs[False]
     delattr(module, CHILD)
+
+
+@contextlib.contextmanager
+def awake(module: nn.Module, flag: bool) -> Iterator[None]:
+    """For a time the mixer stands in (True) or the module runs its own softmax (False)."""
+    stand_in = getattr(module, CHILD)
+    before = stand_in.awake
+    stand_in.awake, module.config = flag, stand_in.configs[flag]
+    try:
+        yield
+    finally:
+        stand_in.awake, module.config = before, stand_in.configs[before]
+
+
+def run_alone(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """The output (b, t, d) of a module with its mixer awake, past all other hooks."""
+    args, kwargs = _note_call(module, args, kwargs)
+    return module.forward(*args, **kwargs)[0]
 
 
 def _note_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Tell the stand-in what the attention function will not be told, and leave unrotated what it shall not get so."""
     stand_in, everything = getattr(module, CHILD), (*args, *kwargs.values())
+    if not stand_in.awake:
+        return args, kwargs
     x = args[0] if args else kwargs["hidden_states"]
     cache = next((value for value in everything if isinstance(value, Cache)), None)
     layer = None if cache is None else MixerLayer.of(cache, module.layer_idx)

@@ -20,3 +20,21 @@ def smollm2():
     model, tokenizer = load_model(folder, file.name)
     model.set_attn_implementation("eager")
     return model, tokenizer
+
+
+@pytest.fixture
+def tiny_folder(tmp_path):
+    """A folder with a tiny model and a tokenizer of words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    from .models import VOCAB, build
+
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCAB)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    build("llama").save_pretrained(tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from subquad import cli
 
@@ -12,12 +10,8 @@ from .models import VOCAB, build, prompts
 
 
 @pytest.fixture
-def folder(tmp_path):
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCAB)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
-    build("llama").save_pretrained(tmp_path / "model")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(tmp_path / "model")
-    return tmp_path
+def folder(tiny_folder):
+    return tiny_folder.parent
 
 
 def test_a_model_is_swapped_and_saved(folder, capsys):
@@ -49,3 +43,16 @@ def test_what_cannot_be_is_said_before_anything_is_written(folder, capsys):
         assert cli.main(["swap", *asked]) == cli.MISUSE
         assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_model_is_linearized_and_saved(folder, capsys):
+    out = folder / "linear"
+    text = folder / "text.txt"
+    text.write_text(" ".join(f"w{3 + i * i % 50}" for i in range(9000)))
+    asked = ["--layers", "::2", "--options", "window=4", "--tokens", "3000", "--text", str(text), "--out", str(out)]
+    assert cli.main(["linearize", str(folder / "model"), *asked]) == 0
+    said = capsys.readouterr().out
+    assert "model.layers.2.self_attn  hedgehog_window  q k v o" in said and "stage 1, relative error" in said
+    assert list(AutoModelForCausalLM.from_pretrained(out).config.subquad_layers) == ["0", "2"]
+    assert cli.main(["linearize", str(folder / "model"), *asked]) == cli.MISUSE
+    assert "is not empty" in capsys.readouterr().err
