@@ -25,12 +25,14 @@ from .retention import Retention
 from .rg_lru import RGLRU
 from .rwkv7 import RWKV7
 from .s4d import S4D
+from .sink_window import SinkWindow
 from .sliding_window import SlidingWindow
 
 MIXERS = {
     # softmax family
     "attention": Attention,
     "sliding_window": SlidingWindow,
+    "sink_window": SinkWindow,
     # linear family
     "linear_attention": LinearAttention,
     "hedgehog_window": HedgehogWindow,
@@ -81,6 +83,7 @@ __all__ = [
     "MixerSpec",
     "ReBased",
     "Retention",
+    "SinkWindow",
     "SlidingWindow",
     "State",
     "build_layers",

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from subquad.kernels.linear_attention import linear_attention
 
 from ._cache import Cache
-from ._decay import in_float32
 from ._feature_maps import HedgehogMap
 from ._mixer import Mixer, head_size
 from ._rotary import check_rotary, rotary_angles, rotate
+from ._window import window_sums
 
 WINDOW_LOGIT = -2.197  # at the start: the window's weights count sigmoid(-2.197) = 0.1 each
 
@@ -110,7 +110,7 @@ class HedgehogWindow(Mixer):
     def mix(self, inputs: dict[str, Tensor], memory: WindowedMemory | None) -> tuple[Tensor, WindowedMemory]:
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
         held = Cache.of(k, v) if memory is None else memory.near.append(k, v)
-        near = window_sums(q, *held.tokens, self.window, held.starts)
+        near, _ = window_sums(q, *held.tokens, self.window, held.starts)
         far, sums = self._far_sums(q, held, None if memory is None else memory.far)
         total = self.window_logit.sigmoid().to(near.dtype) * near + far.to(near.dtype)  # (b, t, h, v + 1)
         return (total[..., :-1] / total[..., -1:]).to(v.dtype), WindowedMemory(held.last(self.window), sums)
@@ -128,35 +128,3 @@ class HedgehogWindow(Mixer):
         k, ones = self.k_map(k) * real.to(k.dtype), v.new_ones(b, t, g, 1)
         k, v = (x.repeat_interleave(h // g, dim=2) for x in (k, torch.cat([v, ones], dim=-1)))
         return linear_attention(self.q_map(q), k, v, scale=1.0, state=before, backend=self.backend)
-
-
-def window_sums(q: Tensor, k: Tensor, v: Tensor, window: int, starts: Tensor | None) -> Tensor:
-    """sum_j exp(s_ij - max_j s_ij) [v_j, 1] over the last `window` keys of each query, in blocks of queries.
-
-    Args:
-        q: (b, t, h, k) queries, the last t of the s keys.
-        k, v: (b, s, g, k) and (b, s, g, v), of which at most `window` are before the first query.
-        window: number of keys that a query sees.
-        starts: (b,) the first real key of each row; all are if None.
-
-    Returns:
-        (b, t, h, v + 1) in float32 or wider; 0 for a query that sees no key.
-    """
-    (b, t, h, d), (s, g) = q.shape, k.shape[1:3]
-    block = min(window, t)
-    num_blocks, left = -(-t // block), window - (s - t)
-    right = num_blocks * block - t
-    v = torch.cat([v, v.new_ones(b, s, g, 1)], dim=-1)
-    # Block n of queries sees a stretch of window + block keys, of which query i sees those at i + 1 to i + window.
-    k, v = (F.pad(x, (0, 0, 0, 0, left, right)).unfold(1, window + block, block) for x in (k, v))  # (b, n, g, k, j)
-    q = F.pad(q, (0, 0, 0, 0, 0, right)).view(b, num_blocks, block, g, h // g, d)
-    scores = in_float32(torch.einsum("bnigrd, bngdj -> bngrij", q, k)) * d**-0.5
-    query, key = torch.arange(block, device=q.device)[:, None], torch.arange(window + block, device=q.device)
-    place = torch.arange(num_blocks, device=q.device)[:, None] * block + key - left  # (n, j)
-    real = place >= (torch.zeros(1, 1, 1, device=q.device) if starts is None else starts[:, None, None])  # (b, n, j)
-    visible = ((key > query) & (key <= query + window)) & real[:, :, None]  # (b, n, i, j)
-    visible = visible[:, :, None, None]
-    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    weights = (scores - scores.amax(-1, keepdim=True)).exp() * visible
-    sums = torch.einsum("bngrij, bngvj -> bnigrv", weights, v.to(weights.dtype))
-    return sums.flatten(1, 2)[:, :t].flatten(2, 3)

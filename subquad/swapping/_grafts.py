@@ -49,6 +49,7 @@ QKV = {"qkv_proj": "qkv"}
 GRAFTS = {
     "attention": Graft(QKV, _of_heads, rotary=True, options=dict(rotary_base=None)),
     "sliding_window": Graft(QKV, _of_heads, rotary=True, options=dict(rotary_base=None)),
+    "sink_window": Graft(QKV, _of_heads, rotary=True, options=dict(rotary_base=None)),
     "linear_attention": Graft(QKV, rotary=True),
     "hedgehog_window": Graft(QKV, _of_heads, rotary=True, options=dict(rotary_base=None)),
     "based": Graft(QKV, _widths, rotary=True),

@@ -26,6 +26,14 @@ OPTIONS = {
         "rotary_base": ({}, 100.0),
         "conv_width": ({}, 3),
     },
+    "sink_window": {
+        "sinks": (dict(window=3), 2),
+        "window": ({}, 3),
+        "num_heads": ({}, 2),
+        "num_kv_heads": ({}, 2),
+        "head_dim": ({}, 8),
+        "rotary_base": ({}, 100.0),
+    },
     "linear_attention": {
         "num_heads": ({}, 2),
         "head_dim": ({}, 8),

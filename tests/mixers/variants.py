@@ -15,6 +15,8 @@ VARIANTS = {
     "attention-nowhere": ("attention", dict(num_heads=1, rotary_base=None)),
     "sliding_window": ("sliding_window", dict(window=5, num_heads=2)),
     "sliding_window-itself": ("sliding_window", dict(window=1)),
+    "sink_window": ("sink_window", dict(sinks=2, window=3, num_heads=2)),
+    "sink_window-grouped": ("sink_window", dict(sinks=5, window=4, num_kv_heads=1, head_dim=6)),
     "linear_attention": ("linear_attention", dict(num_heads=2)),
     "linear_attention-rotated": ("linear_attention", ROTATED),
     "linear_attention-hedgehog": ("linear_attention", dict(feature_map="hedgehog", conv_width=3)),
