@@ -1,5 +1,6 @@
 """The attention modules of a transformers decoder, and their heads."""
 
+import inspect
 from collections.abc import Callable, Iterable
 
 from torch import nn
@@ -72,10 +73,12 @@ def heads_of(module: nn.Module) -> Heads:
 
 
 def _is_attention(module: nn.Module) -> bool:
+    """By its class's source, as transformers itself tells: what asks no AttentionInterface would hear of no mixer."""
     return (
         "Attention" in type(module).__name__
         and isinstance(getattr(module, "config", None), PreTrainedConfig)
         and isinstance(getattr(module, "layer_idx", None), int)
         and getattr(module, "is_causal", True)
         and not getattr(module, "is_cross_attention", False)
+        and "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(module))
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from subquad.hf._swap import swapped_attention
 from subquad.swapping import SwapReport, swap, unswap
 
 from ._lora import adapters, learn_next_token
@@ -16,7 +17,7 @@ from ._text import windows
 from ._trainer import CHECKPOINT, Curve, Trainer
 from ._transfer import Transfer, new_parameters, only_learning
 
-__all__ = ["Distillation", "LinearizeReport", "linearize"]
+__all__ = ["Distillation", "LinearizeReport", "adapt", "linearize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +125,43 @@ def linearize(
         with only_learning(model, new):
             transfer = trainer.run("stage 1", new, first, Transfer(model, teacher).learn, how.lr)
     if how.lora_tokens:
-        with adapters(model, how.lora_rank, how.seed) as low_rank, only_learning(model, low_rank):
-            learn = functools.partial(learn_next_token, model)
-            adaptation = trainer.run("stage 2", low_rank, second, learn, how.lora_lr)
+        adaptation = _adapt(model, second, how, trainer)
     if out is not None:
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
         (out / CHECKPOINT).unlink(missing_ok=True)
     return LinearizeReport(report, transfer, adaptation, trainer.seconds)
+
+
+def adapt(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    text: Path | str | None = None,
+    how: Distillation | None = None,
+) -> Curve:
+    """Stage 2 of `linearize` alone, for a model whose layers are swapped already; its curve.
+
+    Args:
+        model, tokenizer, text: as there.
+        how: lora_tokens must be positive; Distillation(lora_tokens=100_000) if None.
+
+    Raises:
+        ValueError: no layer is swapped, no tokens are asked for, or there is too little text.
+    """
+    how = Distillation(lora_tokens=100_000) if how is None else how
+    if not how.lora_tokens:
+        raise ValueError("adapt: how.lora_tokens is 0, there is nothing to do")
+    if not list(swapped_attention(model)):
+        raise ValueError("adapt: no layer of this model is swapped; call subquad.swap or subquad.linearize first")
+    text = None if text is None else Path(text)
+    batches = _batches(tokenizer, text, how, how.lora_tokens, how.seed + 1)
+    return _adapt(model, batches, how, Trainer(None, {}, False))
+
+
+def _adapt(model: PreTrainedModel, batches: Tensor, how: Distillation, trainer: Trainer) -> Curve:
+    with adapters(model, how.lora_rank, how.seed) as low_rank, only_learning(model, low_rank):
+        return trainer.run("stage 2", low_rank, batches, functools.partial(learn_next_token, model), how.lora_lr)
 
 
 def _batches(

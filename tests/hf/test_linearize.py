@@ -1,6 +1,7 @@
 """Linearisation: what learns and what stays, what it learns from, and that a kill loses nothing."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import subquad
-from subquad.linearizing import Distillation, _trainer, linearize
+from subquad.linearizing import Distillation, _trainer, adapt, linearize
 from subquad.linearizing._text import find_files, windows
 from subquad.linearizing._transfer import Transfer, new_parameters
 from subquad.swapping import swap
@@ -217,3 +218,17 @@ def test_new_parameters_are_those_that_were_not_there():
     swap(model, "gated_delta_net", layers=[1])
     assert set(new_parameters(model)) == set(dict(model.named_parameters())) - before
     assert new_parameters(copy.deepcopy(model)).keys() == new_parameters(model).keys()
+
+
+def test_adapting_alone_is_stage_two(tokenizer, text):
+    how = Distillation(tokens=64, lora_tokens=10 * 32, lora_lr=1e-3, seq_len=16, batch_size=2)
+    both, apart = build("llama"), build("llama")
+    report = linearize(both, tokenizer, layers=[0, 2], text=text, how=how, window=4)
+    linearize(apart, tokenizer, layers=[0, 2], text=text, how=dataclasses.replace(how, lora_tokens=0), window=4)
+    assert adapt(apart, tokenizer, text=text, how=how) == report.adaptation
+    for a, b in zip(both.parameters(), apart.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="no layer of this model is swapped"):
+        adapt(build("llama"), tokenizer, text=text, how=how)
+    with pytest.raises(ValueError, match="lora_tokens is 0"):
+        adapt(apart, tokenizer, text=text, how=SHORT)

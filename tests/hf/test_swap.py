@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM, DynamicCache
 
 import subquad
 from subquad.hf import FAMILIES
@@ -276,6 +276,34 @@ def test_bad_requests_leave_the_model_as_it_was():
         subquad.unswap(model)
     with pytest.raises(ValueError, match="expected a model of transformers, got Linear"):
         subquad.swap(torch.nn.Linear(2, 2), "gla")
+
+
+def test_an_unknown_layout_says_what_looks_like_attention():
+    """Bloom's attention computes its softmax itself."""
+    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
+    with pytest.raises(ValueError) as raised:
+        subquad.swap(BloomForCausalLM(config), "gla")
+    said = str(raised.value)
+    assert "found no attention of transformers in BloomForCausalLM" in said
+    assert "transformer.h.1.self_attention (BloomAttention)" in said and "modules=..." in said
+
+
+def test_a_state_is_float32_from_the_first_token_on():
+    model = swapped("gla", dtype=torch.bfloat16)
+    cache = DynamicCache(config=model.config)
+    for tokens in (prompts(), prompts()[:, :1]):
+        model(tokens, past_key_values=cache)
+        assert cache.layers[0].state.memory.dtype == torch.float32
+
+
+def test_what_is_kept_of_a_cache_does_not_change():
+    model = swapped("gla")
+    cache = DynamicCache(config=model.config)
+    model(prompts(), past_key_values=cache)
+    kept = cache.layers[0].state
+    before = kept.memory.clone()
+    model(prompts()[:, :1], past_key_values=cache)
+    assert torch.equal(kept.memory, before) and not torch.equal(cache.layers[0].state.memory, before)
 
 
 def test_a_mixer_that_does_not_fit_says_why():
