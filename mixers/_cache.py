@@ -15,11 +15,6 @@ class _Buffer:
         self.used = used
 
     @property
-    def starts(self) -> Tensor | None:
-        """(b,) index of each row's first token among `tokens`; None if all rows begin at the first."""
-        return None if self._first is None else (self._first - self._start).clamp_min(0)
-
-    @property
     def capacity(self) -> int:
         return self.tensors[0].shape[2]
 

@@ -54,10 +54,13 @@ CONFIGS = {
 every_model = pytest.mark.parametrize("name", CONFIGS)
 
 
-def build(name: str, dtype: torch.dtype = torch.float32, implementation: str = "eager") -> PreTrainedModel:
-    """Weights large enough that attention matters to the logits."""
+def build(name: str, dtype: torch.dtype = torch.float32, **changes) -> PreTrainedModel:
+    """Under eager attention, with weights large enough that attention matters to the logits."""
+    config = copy.deepcopy(CONFIGS[name])
+    for option, value in changes.items():
+        setattr(config, option, value)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation=implementation)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     if name == "gpt_oss":
         model.set_experts_implementation("eager")  # the default knows no float64
     with torch.no_grad():

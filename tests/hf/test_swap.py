@@ -9,13 +9,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomFor
 import subquad
 from subquad.hf import FAMILIES
 from subquad.hf._cache import MixerLayer
-from subquad.mixers import MIXERS
+from subquad.mixers import MIXERS, create
 
-from .models import SIZES, TOKENS, build, every_model, pad_left, prompts
+from .models import CONFIGS, SIZES, TOKENS, build, every_model, pad_left, prompts
 
-LENGTHS = (12, 7, 3)
-NARROW = {"qwen3", "gemma2"}  # 6 heads of 16 on 48 channels
-OPTIONS = {"hyena": dict(max_length=64, hidden_dim=8), "sliding_window": dict(window=4), "based": dict(feature_dim=4)}
+LENGTHS = (7, 12, 3)  # not in the order of their starts
+WINDOW = dict(window=4)
+OPTIONS = {"hyena": dict(max_length=64, hidden_dim=8), "based": dict(feature_dim=4)}
+OPTIONS |= dict.fromkeys(("sliding_window", "sink_window", "hedgehog_window"), WINDOW)
 every_mixer = pytest.mark.parametrize("mixer", MIXERS)
 
 
@@ -31,25 +32,20 @@ def logits(model, mask=None, **inputs):
         return model(**inputs, attention_mask=mask).logits
 
 
-@every_model
-@pytest.mark.parametrize("mixer", ["attention", "sliding_window"])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "gpt_oss"])  # a mixer has no sinks
+@pytest.mark.parametrize("mixer", ["attention", "sliding_window", "sink_window", "hedgehog_window"])
 def test_softmax_in_the_place_of_softmax_changes_nothing(name, mixer):
-    """All weights are kept, biases, norms and rotary positions too; only a cap and sinks are lost."""
-    if name in ("gemma2", "gpt_oss"):
-        pytest.skip("the mixers have no cap and no sinks")
-    model, tokens = build(name, torch.float64), prompts()
-    model.set_attn_implementation("sdpa")
-    if name in ("mistral",):
-        model.config.sliding_window = None
+    """All weights are kept, biases, norms, scales and rotary positions too; only a cap and sinks are lost."""
+    changes = {"mistral": dict(sliding_window=99), "gemma2": dict(sliding_window=99, attn_logit_softcapping=None)}
+    model, tokens = build(name, torch.float64, **changes.get(name, {})), prompts()
+    model.set_attn_implementation("subquad")
     expected = logits(model, input_ids=tokens)
-    report = subquad.swap(model, mixer, **({"window": 12} if mixer == "sliding_window" else {}))
+    report = subquad.swap(model, mixer, **({} if mixer == "attention" else {"window": 12}))
     torch.testing.assert_close(logits(model, input_ids=tokens), expected, rtol=1e-9, atol=1e-9)
-    assert report.new_parameters == 0
+    assert (report.new_parameters == 0) == (mixer != "hedgehog_window")
     assert all(layer.kept == ("q", "k", "v", "o") for layer in report.layers)
-    assert (
-        report.bytes_before
-        == 3 * 2 * 4096 * (48 if name in ("gpt2", "gpt_neox") else 2 * (16 if name == "qwen3" else 8)) * 8
-    )
+    if name == "llama":
+        assert report.bytes_before == 3 * 2 * 4096 * 2 * 8 * 8
     subquad.unswap(model)
     torch.testing.assert_close(logits(model, input_ids=tokens), expected, rtol=0, atol=0)
 
@@ -62,6 +58,23 @@ def test_a_window_is_seen():
     found = logits(model, input_ids=tokens)
     torch.testing.assert_close(found[:, :4], expected[:, :4], rtol=1e-9, atol=1e-9)
     assert (found[:, 4:] - expected[:, 4:]).abs().amax(-1).min() > 1e-3
+
+
+def test_a_mixer_is_what_it_would_be_with_the_models_own_projections():
+    """Its queries and keys are not rotated: it tells positions by its decay."""
+    model, x = swapped("gla", layers=[1]), torch.randn(2, 9, 48, dtype=torch.float64)
+    attention = model.model.layers[1].self_attn
+    mixer = create("gla", 48, num_heads=6, expand_k=1.0, dtype=torch.float64)
+    with torch.no_grad():
+        for name, parameter in attention.stand_in.mixer.named_parameters():
+            mixer.get_parameter(name).copy_(parameter)
+        q, k, v = (getattr(attention, f"{part}_proj").weight for part in "qkv")
+        k, v = (w.view(2, 8, 48).repeat_interleave(3, dim=0).flatten(0, 1) for w in (k, v))
+        mixer.qkv_proj.weight.copy_(torch.cat([q, k, v]))
+        mixer.out_proj.weight.copy_(attention.o_proj.weight)
+        positions = model.model.rotary_emb(x, torch.arange(9)[None])
+        y, _ = attention(x, position_embeddings=positions, attention_mask=None)
+    torch.testing.assert_close(y, mixer(x))
 
 
 @every_mixer
@@ -124,17 +137,18 @@ def test_a_left_padded_batch_writes_what_each_row_writes_alone(mixer, mode):
         assert torch.equal(alone[0, n:], text)
 
 
-CACHES = {"none": dict(use_cache=False), "static": dict(cache_implementation="static"), "dynamic": dict()}
+CACHES = {"static": dict(cache_implementation="static"), "dynamic": dict()}
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss"])
 @pytest.mark.parametrize("layers", [None, [1]], ids=str)
+@pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("cache", CACHES)
-def test_every_cache_writes_the_same(name, layers, cache):
+def test_every_cache_writes_what_none_writes(name, layers, cache, beams):
     model, inputs = swapped("mamba2", name, layers, torch.float32), pad_left(prompts(), LENGTHS)
-    expected = model.generate(**inputs, max_new_tokens=9, min_new_tokens=9, do_sample=False, use_cache=False)
-    found = model.generate(**inputs, max_new_tokens=9, min_new_tokens=9, do_sample=False, **CACHES[cache])
-    assert torch.equal(found, expected)
+    how = dict(max_new_tokens=9, min_new_tokens=9, do_sample=False, num_beams=beams)
+    expected = model.generate(**inputs, **how, use_cache=False)
+    assert torch.equal(model.generate(**inputs, **how, **CACHES[cache]), expected)
 
 
 def test_packed_sequences_do_not_see_each_other():
