@@ -1,6 +1,5 @@
 """swap and unswap: mixers in the place of a model's attention."""
 
-import importlib.util
 import sys
 from typing import Any
 
@@ -31,7 +30,8 @@ def swap(
     In a decoder of transformers the attention modules go on to project, normalise and rotate q, k and v as they did;
     the mixer is given what it can use of them, and its output goes through their output projection. What it has beside
     these (gates, feature maps, decays, short convolutions) is new and starts as the mixer's own; so does a projection
-    of another width. Mixers that tell positions by decays or convolutions get q and k unrotated.
+    of another width. Mixers that tell positions by decays or convolutions get q and k unrotated; those without queries
+    or keys of their own, such as Mamba, leave what the module makes of them unused.
 
     `generate`, caches, left padding, beams and chunked prefill work as before. save_pretrained carries the swap; load
     such a model with AutoModelForCausalLM.from_pretrained after `import subquad.hf`.
@@ -84,18 +84,12 @@ def unswap(model: nn.Module) -> None:
 
 
 def _check_model(where: str, model: nn.Module) -> None:
-    """Only who has imported transformers can hold one of its models."""
-    if "transformers" not in sys.modules:
-        installed = importlib.util.find_spec("transformers") is not None
-        hint = "" if installed else "; transformers is not installed: pip install 'subquad[hf]'"
-        raise ValueError(
-            f"{where}: expected a model of transformers, got {type(model).__name__}; of another model name what to "
-            f"replace: subquad.swap(model, ..., modules=...){hint}"
-        )
-    from transformers import PreTrainedModel
+    if "transformers" in sys.modules:  # else nobody can hold one of its models
+        from transformers import PreTrainedModel
 
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"{where}: expected a model of transformers, got {type(model).__name__}; of another model name what to "
-            "replace: subquad.swap(model, ..., modules=...)"
-        )
+        if isinstance(model, PreTrainedModel):
+            return
+    raise ValueError(
+        f"{where}: expected a model of transformers, got {type(model).__name__}; of another model name what to replace: "
+        "subquad.swap(model, ..., modules=...)"
+    )
