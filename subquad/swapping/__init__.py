@@ -90,6 +90,6 @@ def _check_model(where: str, model: nn.Module) -> None:
         if isinstance(model, PreTrainedModel):
             return
     raise ValueError(
-        f"{where}: expected a model of transformers, got {type(model).__name__}; of another model name what to replace: "
-        "subquad.swap(model, ..., modules=...)"
+        f"{where}: expected a model of transformers, got {type(model).__name__}; of another model name what to "
+        "replace: subquad.swap(model, ..., modules=...)"
     )
