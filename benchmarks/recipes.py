@@ -296,9 +296,9 @@ def mqar_2026() -> Recipe:
     and few learning rates, though state spaces learn in a narrow window of them (Okpekpe & Orvieto 2025, arXiv
     2508.19029). So both are varied here for all alike. Options are the mixers' own, but for widths that are narrowed to
     the common budget of parameters, and for a single head where that makes the memory largest (retention, whose decays
-    are fixed, keeps its heads). BaseConv is left out, and HedgehogWindow and SinkWindow, which are there to take over from
-    attention that is trained already. Lengths and steps are what a CPU does in hours: gated mixers begin to learn after some
-    1,300 steps.
+    are fixed, keeps its heads). BaseConv is left out, and so are HedgehogWindow and SinkWindow, which take over from
+    attention that is trained already. Lengths and steps are what a CPU does in hours: gated mixers begin to learn after
+    some 1,300 steps.
     """
 
     def twice(mixer: str, baseline: bool = False, **options: Any) -> Candidate:
