@@ -49,7 +49,6 @@ def environment(device: "torch.device", seed: int) -> dict:
     """Where and with what a run was made."""
     import torch  # here, so that a report, which only reads, does without it
 
-    root = Path(__file__).resolve().parent
     return {
         "machine": {
             "cpu": _cpu_name(),
@@ -64,7 +63,7 @@ def environment(device: "torch.device", seed: int) -> dict:
             "triton": version_of("triton"),
             "subquad": version_of("subquad"),
         },
-        "commit": _commit(root),
+        "commit": COMMIT,
         "seed": seed,
         "command": [Path(sys.argv[0]).name, *(_without_folder(part) for part in sys.argv[1:])],
     }
@@ -132,3 +131,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+# Asked when the process has just read the source: a long run must not name a commit that was made while it ran.
+COMMIT = _commit(Path(__file__).resolve().parent)

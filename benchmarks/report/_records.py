@@ -207,8 +207,13 @@ def gather(runs: list[Run]) -> Results:
     best = defaultdict(float)
     for row in finished:
         best[row.mixer] = max(best[row.mixer], row.accuracy)
-    finished.sort(key=lambda row: (not row.baseline, -best[row.mixer], row.mixer, *row.variant.values(), row.d_model))
+    finished.sort(key=lambda row: (not row.baseline, -best[row.mixer], row.mixer, _order(row), row.d_model))
     return Results(finished, [row.name for row in rows if row not in finished])
+
+
+def _order(row: Row) -> list[tuple]:
+    """Options by value, None before numbers before words."""
+    return [(value is not None, isinstance(value, str), value) for value in row.variant.values()]
 
 
 def tests_of(run: Run) -> dict[Test, float]:

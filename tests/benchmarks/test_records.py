@@ -92,6 +92,12 @@ def test_commit_is_that_of_the_source_and_says_if_files_differ(tmp_path):
     assert records._commit(tmp_path) == f"{head}-dirty"
 
 
+def test_the_commit_is_that_from_which_the_process_began(monkeypatch):
+    before = records.environment(torch.device("cpu"), 0)["commit"]
+    monkeypatch.setattr(records, "_commit", lambda folder: "a later one")
+    assert records.environment(torch.device("cpu"), 0)["commit"] == before
+
+
 def test_a_writer_that_is_killed_leaves_whole_lines(tmp_path):
     """A process appends without end and is killed; every line it left but the last is whole."""
     program = (

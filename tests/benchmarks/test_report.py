@@ -82,6 +82,13 @@ def test_rows_are_told_apart_by_options_and_width(tmp_path):
     ]
 
 
+def test_options_of_none_and_of_a_number_are_rows_in_this_order(tmp_path):
+    records = [make_record("based", options={"conv_width": width}) for width in (4, None, 3)]
+    assert [row.variant for row in rows_from(tmp_path, *records)] == [
+        {"conv_width": None}, {"conv_width": 3}, {"conv_width": 4}
+    ]  # fmt: skip
+
+
 def test_one_model_for_each_test_makes_one_row(tmp_path):
     records = [
         make_record(
