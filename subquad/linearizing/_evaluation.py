@@ -76,12 +76,12 @@ def decode_seconds(model: PreTrainedModel, contexts: Sequence[int], seed: int = 
         prompt = torch.randint(model.config.vocab_size, (1, context), generator=generator).to(model.device)
         caches[context] = DynamicCache(config=model.config)
         for part in prompt.split(1024, dim=1):
-            model(part, past_key_values=caches[context], logits_to_keep=1)
+            model(part, cache=caches[context], logits_to_keep=1)
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     for turn in range(2 * DECODED):
         for context, cache in caches.items():
             started = time.perf_counter()
-            model(token, past_key_values=cache, logits_to_keep=1)
+            model(token, cache=cache, logits_to_keep=1)
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             if turn >= DECODED:

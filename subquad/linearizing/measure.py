@@ -29,10 +29,12 @@ MIXER = "hedgehog_window"  # of 64 tokens
 
 
 def measure(
-    out: Path, name: Path, gguf_file: str | None, how: Distillation, num_windows: int, entries: int, books: int
-) -> None:
+    out: Path, name: Path, gguf_file: str | None, how: Distillation, num_windows: int, entries: int, books: int,
+    device: str,
+) -> None:  # fmt: skip
     """Run what has no record yet."""
     original, tokenizer = load_model(name, gguf_file)
+    original.to(device)
     held_out = windows(tokenizer, None, how.seq_len, num_windows, held_out=True)
     done = {(record["layers"], record["variant"]) for record in records.read(out)}
     out.mkdir(parents=True, exist_ok=True)
@@ -106,12 +108,13 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=32, help="held-out windows of 512 tokens")
     parser.add_argument("--entries", type=int, default=16, help="of a phone book")
     parser.add_argument("--books", type=int, default=50)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--table", action="store_true", help="only print the table of the records in --out")
     asked = parser.parse_args()
     if not asked.table:
         name, gguf_file = (asked.model, asked.gguf_file) if asked.model else _smollm2()
         how = Distillation(tokens=asked.tokens, lora_tokens=asked.lora_tokens)
-        measure(asked.out, name, gguf_file, how, asked.windows, asked.entries, asked.books)
+        measure(asked.out, name, gguf_file, how, asked.windows, asked.entries, asked.books, asked.device)
     print(table(asked.out))
 
 

@@ -87,7 +87,7 @@ def test_every_mixer_stands_in_and_decodes_what_it_reads(mixer):
     cache, parts = DynamicCache(config=model.config), []
     with torch.no_grad():
         for part in tokens.split([5, 4, 1, 1, 3], dim=1):
-            parts.append(model(part, past_key_values=cache).logits)
+            parts.append(model(part, cache=cache).logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-6, atol=1e-6)
     assert [isinstance(layer, MixerLayer) for layer in cache.layers] == [True, False, True]
     assert cache.get_seq_length() == 14
@@ -186,7 +186,7 @@ def test_assisted_decoding_is_refused():
     with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
         model.generate(prompts(b=1), prompt_lookup_num_tokens=2, max_new_tokens=4)
     cache = DynamicCache(config=model.config)
-    model(prompts(), past_key_values=cache)
+    model(prompts(), cache=cache)
     with pytest.raises(ValueError, match="cannot be taken back"):
         cache.crop(-1)
 
@@ -196,22 +196,22 @@ def test_a_cache_from_before_the_swap_is_refused():
     cache = model(prompts()).past_key_values
     subquad.swap(model, "gla")
     with pytest.raises(ValueError, match="made before the mixer was swapped in"):
-        model(prompts()[:, :1], past_key_values=cache)
+        model(prompts()[:, :1], cache=cache)
 
 
 def test_a_cache_can_be_emptied_repeated_and_selected_from():
     model, tokens = swapped("gla"), prompts()
     cache = DynamicCache(config=model.config)
-    first = logits(model, input_ids=tokens, past_key_values=cache)
+    first = logits(model, input_ids=tokens, cache=cache)
     snapshot = copy.deepcopy(cache)
     cache.batch_select_indices(torch.tensor([2, 0]))
     cache.batch_repeat_interleave(2)
-    found = logits(model, input_ids=tokens[[2, 2, 0, 0], :1], past_key_values=cache)
-    expected = logits(model, input_ids=tokens[:, :1], past_key_values=snapshot)
+    found = logits(model, input_ids=tokens[[2, 2, 0, 0], :1], cache=cache)
+    expected = logits(model, input_ids=tokens[:, :1], cache=snapshot)
     torch.testing.assert_close(found, expected[[2, 2, 0, 0]], rtol=1e-6, atol=1e-6)
     snapshot.reset()
     if snapshot.get_seq_length() == 0:  # transformers' own layers keep their tokens, as zeros
-        torch.testing.assert_close(logits(model, input_ids=tokens, past_key_values=snapshot), first)
+        torch.testing.assert_close(logits(model, input_ids=tokens, cache=snapshot), first)
 
 
 @every_mixer
@@ -306,17 +306,17 @@ def test_a_state_is_float32_from_the_first_token_on():
     model = swapped("gla", dtype=torch.bfloat16)
     cache = DynamicCache(config=model.config)
     for tokens in (prompts(), prompts()[:, :1]):
-        model(tokens, past_key_values=cache)
+        model(tokens, cache=cache)
         assert cache.layers[0].state.memory.dtype == torch.float32
 
 
 def test_what_is_kept_of_a_cache_does_not_change():
     model = swapped("gla")
     cache = DynamicCache(config=model.config)
-    model(prompts(), past_key_values=cache)
+    model(prompts(), cache=cache)
     kept = cache.layers[0].state
     before = kept.memory.clone()
-    model(prompts()[:, :1], past_key_values=cache)
+    model(prompts()[:, :1], cache=cache)
     assert torch.equal(kept.memory, before) and not torch.equal(cache.layers[0].state.memory, before)
 
 
