@@ -1,7 +1,8 @@
 """What a swapped model is worth: perplexity of text, recall of a phone book, bytes of state, time of a token."""
 
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ FAMILIES = (
     "Moore", "Nelson", "Owens", "Parker", "Reed", "Scott", "Turner", "Walker",
 )  # fmt: skip
 DECODED = 8  # tokens that are timed, after as many that are not
+PREFILL = 1024  # tokens of a prompt that are read at once
 
 
 @torch.no_grad()
@@ -69,21 +71,26 @@ def state_bytes(model: PreTrainedModel, context: int) -> int:
 
 
 @torch.no_grad()
-def decode_seconds(model: PreTrainedModel, contexts: Sequence[int], seed: int = 0) -> dict[int, float]:
-    """Median seconds of a token of one sequence after each context; the contexts take turns."""
-    generator, caches, times = torch.Generator().manual_seed(seed), {}, {context: [] for context in contexts}
+def decode_seconds(
+    models: Mapping[str, PreTrainedModel], contexts: Sequence[int], seed: int = 0
+) -> dict[tuple[str, int], float]:
+    """Median seconds of a token of one sequence, for each model after each context; all take turns."""
+    generator, caches = torch.Generator().manual_seed(seed), {}
     for context in contexts:
-        prompt = torch.randint(model.config.vocab_size, (1, context), generator=generator).to(model.device)
-        caches[context] = DynamicCache(config=model.config)
-        for part in prompt.split(1024, dim=1):
-            model(part, cache=caches[context], logits_to_keep=1)
-    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        prompt = torch.randint(next(iter(models.values())).config.vocab_size, (1, context), generator=generator)
+        for name, model in models.items():
+            caches[name, context] = DynamicCache(config=model.config)
+            for part in prompt.to(model.device).split(PREFILL, dim=1):
+                model(part, cache=caches[name, context], logits_to_keep=1)
+    times = {which: [] for which in caches}
     for turn in range(2 * DECODED):
-        for context, cache in caches.items():
+        for (name, context), cache in caches.items():
+            model = models[name]
+            token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
             started = time.perf_counter()
             model(token, cache=cache, logits_to_keep=1)
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             if turn >= DECODED:
-                times[context].append(time.perf_counter() - started)
-    return {context: sorted(seconds)[len(seconds) // 2] for context, seconds in times.items()}
+                times[name, context].append(time.perf_counter() - started)
+    return {which: statistics.median(seconds) for which, seconds in times.items()}

