@@ -12,38 +12,40 @@ from ._cache import Cache
 from ._feature_maps import HedgehogMap
 from ._mixer import Mixer, head_size
 from ._rotary import check_rotary, rotary_angles, rotate
-from ._window import window_sums
+from ._window import FirstTokens, add_sums, window_sums
 
 WINDOW_LOGIT = -2.197  # at the start: the window's weights count sigmoid(-2.197) = 0.1 each
 
 
 class WindowedMemory(NamedTuple):
-    """The last tokens, and the sums over all before them."""
+    """The first tokens, the last ones, and the sums over all between them."""
 
+    first: FirstTokens
     near: Cache
     far: Tensor  # (b, h, 2 k, v + 1)
 
     @property
     def tokens(self) -> tuple[Tensor, ...]:
-        return (*self.near.tokens, self.far)
+        return (*self.first, *self.near.tokens, self.far)
 
     @property
     def nbytes(self) -> int:
-        return self.near.nbytes + self.far.nbytes
+        return sum(part.nbytes for part in self)
 
     def detach(self) -> "WindowedMemory":
-        return WindowedMemory(self.near.detach(), self.far.detach())
+        return WindowedMemory(*(part.detach() for part in self))
 
     def index_select(self, dim: int, rows: Tensor) -> "WindowedMemory":
-        return WindowedMemory(self.near.index_select(dim, rows), self.far.index_select(dim, rows))
+        return WindowedMemory(*(part.index_select(dim, rows) for part in self))
 
     def emptied(self) -> "WindowedMemory":
-        return WindowedMemory(self.near.emptied(), torch.zeros_like(self.far))
+        return WindowedMemory(self.first.emptied(), self.near.emptied(), torch.zeros_like(self.far))
 
     @classmethod
     def join(cls, memories: list["WindowedMemory"]) -> "WindowedMemory":
         """The rows of all these."""
-        return cls(Cache.join([m.near for m in memories]), torch.cat([m.far for m in memories]))
+        first, near, far = zip(*memories, strict=True)
+        return cls(FirstTokens.join(first), Cache.join(near), torch.cat(far))
 
 
 class HedgehogWindow(Mixer):
@@ -53,12 +55,14 @@ class HedgehogWindow(Mixer):
     s_ij = q_i . k_j / sqrt(k) ,    c_i = max_near s_ij ,    phi(x) = [softmax(W x), softmax(-W x)]
 
     over near keys, i - window < j <= i, and far ones, j <= i - window, with a learned g = sigmoid(window_logit) a head.
-    x -> q, k, v -> rotary -> the average -> out. It is what a model's own attention is turned into with few new
-    parameters (`subquad.linearize`).
+    The first `sinks` keys are always near: softmax leans on them whatever they say, which features of q and k do not
+    learn well (ours; none as published). x -> q, k, v -> rotary -> the average -> out. It is what a model's own
+    attention is turned into with few new parameters (`subquad.linearize`).
 
     Args:
         d_model: width of the input and of the output.
         window: number of near tokens, the token itself included.
+        sinks: number of first tokens that are near too.
         num_heads: query heads.
         num_kv_heads: heads of keys and values, each shared by a group of query heads; num_heads if None.
         head_dim: channels of a head; d_model / num_heads if None.
@@ -71,6 +75,7 @@ class HedgehogWindow(Mixer):
         d_model: int,
         *,
         window: int = 64,
+        sinks: int = 0,
         num_heads: int = 4,
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
@@ -89,7 +94,9 @@ class HedgehogWindow(Mixer):
                 f"{self.name}: num_kv_heads must divide num_heads, got num_kv_heads={num_kv_heads} and "
                 f"num_heads={num_heads}"
             )
-        self.window, self.rotary_base = window, rotary_base
+        if sinks < 0:
+            raise ValueError(f"{self.name}: sinks must not be negative, got {sinks}")
+        self.window, self.sinks, self.rotary_base = window, sinks, rotary_base
         self.head_dim = head_size(self.name, d_model, num_heads, head_dim)
         check_rotary(self.name, rotary_base, self.head_dim)
         self.heads = (num_heads, num_kv_heads, num_kv_heads)  # of q, k and v
@@ -109,22 +116,26 @@ class HedgehogWindow(Mixer):
 
     def mix(self, inputs: dict[str, Tensor], memory: WindowedMemory | None) -> tuple[Tensor, WindowedMemory]:
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        before = FirstTokens.none(k, v, self.sinks) if memory is None else memory.first
         held = Cache.of(k, v) if memory is None else memory.near.append(k, v)
-        near, _ = window_sums(q, *held.tokens, self.window, held.starts)
-        far, sums = self._far_sums(q, held, None if memory is None else memory.far)
+        first = before.after(k, v)
+        near, peak = window_sums(q, *held.tokens, self.window, held.starts)
+        if self.sinks:
+            near = add_sums((near, peak), first.sums(q, self.window))
+        far, sums = self._far_sums(q, held, first.seen, None if memory is None else memory.far)
         total = self.window_logit.sigmoid().to(near.dtype) * near + far.to(near.dtype)  # (b, t, h, v + 1)
-        return (total[..., :-1] / total[..., -1:]).to(v.dtype), WindowedMemory(held.last(self.window), sums)
+        y = (total[..., :-1] / total[..., -1:]).to(v.dtype)
+        return y, WindowedMemory(first, held.last(self.window), sums)
 
     def merge(self, x: Tensor, y: Tensor) -> Tensor:
         return self.out_proj(y.flatten(-2))
 
-    def _far_sums(self, q: Tensor, held: Cache, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _far_sums(self, q: Tensor, held: Cache, seen: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sums over the far keys (b, t, h, v + 1), the last of weights alone: a key becomes far `window` tokens on."""
         (b, t), (h, g, _) = q.shape[:2], self.heads
         k, v = (F.pad(x, (0, 0, 0, 0, self.window - (len(held) - t), 0))[:, :t] for x in held.tokens)
-        place = torch.arange(t, device=q.device) - (self.window - (len(held) - t))
-        starts = torch.zeros(1, 1, device=q.device, dtype=place.dtype) if held.starts is None else held.starts[:, None]
-        real = (place >= starts)[:, :, None, None]  # (b or 1, t, 1, 1)
-        k, ones = self.k_map(k) * real.to(k.dtype), v.new_ones(b, t, g, 1)
+        place = (seen - t - self.window)[:, None] + torch.arange(t, device=q.device)  # (b, t), in their row
+        far = (place >= self.sinks)[:, :, None, None]
+        k, ones = self.k_map(k) * far.to(k.dtype), v.new_ones(b, t, g, 1)
         k, v = (x.repeat_interleave(h // g, dim=2) for x in (k, torch.cat([v, ones], dim=-1)))
         return linear_attention(self.q_map(q), k, v, scale=1.0, state=before, backend=self.backend)

@@ -2,47 +2,42 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from subquad.kernels._dispatch import BACKENDS
 
 from ._cache import Cache
-from ._decay import in_float32
-from ._window import window_sums
+from ._window import FirstTokens, add_sums, window_sums
 from .sliding_window import SlidingWindow
 
 
 class SinkMemory(NamedTuple):
-    """The first tokens of each row, how many it has seen, and the last tokens."""
+    """The first tokens, and the last ones."""
 
-    k: Tensor  # (b, sinks, g, k), zero where there is no token yet
-    v: Tensor
-    seen: Tensor  # (b,)
+    first: FirstTokens
     near: Cache
 
     @property
     def tokens(self) -> tuple[Tensor, ...]:
-        return (self.k, self.v, self.seen, *self.near.tokens)
+        return (*self.first, *self.near.tokens)
 
     @property
     def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes + self.seen.nbytes + self.near.nbytes
+        return self.first.nbytes + self.near.nbytes
 
     def detach(self) -> "SinkMemory":
-        return SinkMemory(self.k.detach(), self.v.detach(), self.seen, self.near.detach())
+        return SinkMemory(*(part.detach() for part in self))
 
     def index_select(self, dim: int, rows: Tensor) -> "SinkMemory":
         return SinkMemory(*(part.index_select(dim, rows) for part in self))
 
     def emptied(self) -> "SinkMemory":
-        return SinkMemory(*(torch.zeros_like(part) for part in self[:3]), self.near.emptied())
+        return SinkMemory(*(part.emptied() for part in self))
 
     @classmethod
     def join(cls, memories: list["SinkMemory"]) -> "SinkMemory":
         """The rows of all these."""
-        first = (torch.cat(parts) for parts in zip(*(memory[:3] for memory in memories), strict=True))
-        return cls(*first, Cache.join([memory.near for memory in memories]))
+        return cls(FirstTokens.join([m.first for m in memories]), Cache.join([m.near for m in memories]))
 
 
 class SinkWindow(SlidingWindow):
@@ -87,33 +82,8 @@ class SinkWindow(SlidingWindow):
 
     def mix(self, inputs: dict[str, Tensor], memory: SinkMemory | None) -> tuple[Tensor, SinkMemory]:
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
-        if memory is None:
-            nothing = (x.new_zeros(x.shape[0], self.sinks, *x.shape[2:]) for x in (k, v))
-            memory = SinkMemory(*nothing, k.new_zeros(len(k), dtype=torch.int64), Cache.of(k[:, :0], v[:, :0]))
-        near = memory.near.append(k, v) if len(memory.near) else Cache.of(k, v)
-        sums, peak = window_sums(q, *near.tokens, self.window, near.starts)
-        first = [self._first(old, new, memory.seen) for old, new in ((memory.k, k), (memory.v, v))]
-        scores = self._sink_scores(q, first[0], memory.seen)  # (b, t, h, sinks)
-        top = torch.maximum(peak, scores.amax(-1, keepdim=True))
-        ones = first[1].new_ones(*first[1].shape[:3], 1)
-        values = torch.cat([first[1], ones], dim=-1).repeat_interleave(q.shape[2] // v.shape[2], dim=2)
-        of_sinks = torch.einsum("bths, bshv -> bthv", (scores - top).exp(), values.to(scores.dtype))
-        total = sums * (peak - top).exp() + of_sinks
-        after = SinkMemory(*first, memory.seen + q.shape[1], near.last(self.window - 1))
-        return (total[..., :-1] / total[..., -1:]).to(v.dtype), after
-
-    def _first(self, old: Tensor, new: Tensor, seen: Tensor) -> Tensor:
-        """The first tokens (b, sinks, g, k) of rows that had seen `seen` tokens before these."""
-        slots = torch.arange(self.sinks, device=new.device)
-        of_new = slots - seen[:, None]  # (b, sinks): which new token belongs in the slot
-        both = torch.cat([old, new], dim=1)
-        place = torch.where((of_new >= 0) & (of_new < new.shape[1]), self.sinks + of_new, slots)
-        return both.gather(1, place[:, :, None, None].expand(-1, -1, *new.shape[2:]))
-
-    def _sink_scores(self, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
-        """Scores of the sinks that have left the window, the others at the least there is."""
-        scores = torch.einsum("bthk, bshk -> bths", q, k.repeat_interleave(q.shape[2] // k.shape[2], dim=2))
-        query = seen[:, None] + torch.arange(q.shape[1], device=q.device)  # (b, t)
-        left = torch.arange(self.sinks, device=q.device) <= query[..., None] - self.window
-        scores = in_float32(scores) * q.shape[-1] ** -0.5
-        return scores.masked_fill(~left[:, :, None], torch.finfo(scores.dtype).min)
+        before = FirstTokens.none(k, v, self.sinks) if memory is None else memory.first
+        near = Cache.of(k, v) if memory is None else memory.near.append(k, v)
+        first = before.after(k, v)
+        sums = add_sums(window_sums(q, *near.tokens, self.window, near.starts), first.sums(q, self.window))
+        return (sums[..., :-1] / sums[..., -1:]).to(v.dtype), SinkMemory(first, near.last(self.window - 1))

@@ -44,6 +44,7 @@ OPTIONS = {
     },
     "hedgehog_window": {
         "window": (dict(window=5), 3),
+        "sinks": (dict(window=5), 2),
         "num_heads": ({}, 2),
         "num_kv_heads": ({}, 2),
         "head_dim": ({}, 8),

@@ -15,7 +15,9 @@ def averaged(mixer, q, k, v):
     features = hedgehog(q, mixer.q_map.weight), hedgehog(k, mixer.k_map.weight).repeat_interleave(groups, 2)
     k, v = (x.repeat_interleave(groups, 2) for x in (k, v))
     distance = torch.arange(t)[:, None] - torch.arange(t)
-    near, far = (distance >= 0) & (distance < window), distance >= window
+    sink = torch.arange(t) < mixer.sinks
+    near = (distance >= 0) & ((distance < window) | sink)
+    far = (distance >= window) & ~sink
     scores = torch.einsum("bthk, bshk -> bhts", q, k) / q.shape[-1] ** 0.5
     peak = scores.masked_fill(~near, -torch.inf).amax(-1, keepdim=True)
     share = torch.sigmoid(mixer.window_logit)[..., None]  # (h, 1, 1)
@@ -24,9 +26,10 @@ def averaged(mixer, q, k, v):
 
 
 @pytest.mark.parametrize("t", [1, 4, 5, 6, 23])
-@pytest.mark.parametrize("window", [1, 5])
-def test_it_is_the_published_average(t, window):
-    mixer, x = HedgehogWindow(16, window=window, num_kv_heads=2, rotary_base=None, dtype=torch.float64), tokens(t=t)
+@pytest.mark.parametrize("window, sinks", [(1, 0), (5, 0), (1, 2), (5, 3)])
+def test_it_is_the_published_average(t, window, sinks):
+    options = dict(window=window, sinks=sinks, num_kv_heads=2, rotary_base=None)
+    mixer, x = HedgehogWindow(16, **options, dtype=torch.float64), tokens(t=t)
     for parameter in (mixer.q_map.weight, mixer.k_map.weight, mixer.window_logit):
         torch.nn.init.normal_(parameter)
     q, k, v = (x @ mixer.qkv_proj.weight.T).unflatten(-1, (-1, 4)).split((4, 2, 2), dim=-2)
@@ -51,6 +54,7 @@ def test_it_starts_as_published():
     "options, message",
     [
         (dict(window=0), "window counts the token itself"),
+        (dict(sinks=-1), "sinks must not be negative, got -1"),
         (dict(num_kv_heads=3), "num_kv_heads must divide num_heads"),
         (dict(num_heads=5), "num_heads must divide d_model"),
     ],

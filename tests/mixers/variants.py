@@ -22,6 +22,7 @@ VARIANTS = {
     "linear_attention-hedgehog": ("linear_attention", dict(feature_map="hedgehog", conv_width=3)),
     "hedgehog_window": ("hedgehog_window", dict(window=3, num_heads=2)),
     "hedgehog_window-grouped": ("hedgehog_window", dict(window=5, num_kv_heads=2, head_dim=6)),
+    "hedgehog_window-sinks": ("hedgehog_window", dict(window=4, sinks=2)),
     "based": ("based", dict(num_heads=2, feature_dim=5)),
     "based-conv": ("based", dict(num_heads=1, feature_dim=4, conv_width=2)),
     "rebased": ("rebased", dict(num_heads=2, feature_dim=6)),
