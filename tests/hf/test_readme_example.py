@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -32,3 +33,12 @@ def test_the_swap_runs(name, tmp_path, monkeypatch, capsys):
 
 def test_the_swap_runs_on_a_tiny_model(tiny_folder, tmp_path, monkeypatch, capsys):
     test_the_swap_runs(tiny_folder, tmp_path, monkeypatch, capsys)
+
+
+def test_the_table_of_what_swapping_costs_says_what_its_records_say():
+    from subquad.linearizing.measure import table
+
+    rows = [line.split(" | ")[1:6] for line in table(ROOT / "benchmarks/results/linearize").splitlines()[2:]]
+    section = README.partition("| variant | perplexity |")[2].partition("\n\n")[0]
+    shown = [line.strip("| ").replace(", not repaired", "").split(" | ") for line in section.splitlines()[2:]]
+    assert shown == rows
