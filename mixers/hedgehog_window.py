@@ -10,9 +10,8 @@ from subquad.kernels.linear_attention import linear_attention
 
 from ._cache import Cache
 from ._feature_maps import HedgehogMap
-from ._mixer import Mixer, head_size
-from ._rotary import check_rotary, rotary_angles, rotate
 from ._window import FirstTokens, add_sums, window_sums
+from .sliding_window import SlidingWindow
 
 WINDOW_LOGIT = -2.197  # at the start: the window's weights count sigmoid(-2.197) = 0.1 each
 
@@ -48,7 +47,7 @@ class WindowedMemory(NamedTuple):
         return cls(FirstTokens.join(first), Cache.join(near), torch.cat(far))
 
 
-class HedgehogWindow(Mixer):
+class HedgehogWindow(SlidingWindow):
     """LoLCATs' hybrid attention (Zhang et al. 2024, arXiv 2410.10254, eq. 6), with Hedgehog's features (2402.04347).
 
     y_i = (sum_near g exp(s_ij - c_i) v_j + sum_far phi(q_i) . phi'(k_j) v_j) / (the same sums without v) ,
@@ -84,35 +83,17 @@ class HedgehogWindow(Mixer):
         device=None,
         dtype=None,
     ):
-        super().__init__(d_model, backend)
         factory = dict(device=device, dtype=dtype)
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if window < 1:
-            raise ValueError(f"{self.name}: window counts the token itself, so it must be at least 1, got {window}")
-        if num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(
-                f"{self.name}: num_kv_heads must divide num_heads, got num_kv_heads={num_kv_heads} and "
-                f"num_heads={num_heads}"
-            )
+        super().__init__(
+            d_model, window=window, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
+            rotary_base=rotary_base, backend=backend, **factory,
+        )  # fmt: skip
         if sinks < 0:
             raise ValueError(f"{self.name}: sinks must not be negative, got {sinks}")
-        self.window, self.sinks, self.rotary_base = window, sinks, rotary_base
-        self.head_dim = head_size(self.name, d_model, num_heads, head_dim)
-        check_rotary(self.name, rotary_base, self.head_dim)
-        self.heads = (num_heads, num_kv_heads, num_kv_heads)  # of q, k and v
-        self.qkv_proj = nn.Linear(d_model, sum(self.heads) * self.head_dim, bias=False, **factory)
+        self.sinks = sinks
         self.q_map = HedgehogMap(num_heads, self.head_dim, **factory)
-        self.k_map = HedgehogMap(num_kv_heads, self.head_dim, **factory)
+        self.k_map = HedgehogMap(self.heads[1], self.head_dim, **factory)
         self.window_logit = nn.Parameter(torch.full((num_heads, 1), WINDOW_LOGIT, **factory))
-        self.out_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=False, **factory)
-
-    def project(self, x: Tensor, conv: None, position: int) -> tuple[dict[str, Tensor], None]:
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
-        q, k, v = heads.split(self.heads, dim=-2)  # each (b, t, h or g, k)
-        if self.rotary_base is not None:
-            cos, sin = rotary_angles(position, x.shape[1], self.head_dim, self.rotary_base, like=q)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return dict(q=q, k=k, v=v), None
 
     def mix(self, inputs: dict[str, Tensor], memory: WindowedMemory | None) -> tuple[Tensor, WindowedMemory]:
         q, k, v = inputs["q"], inputs["k"], inputs["v"]
@@ -126,9 +107,6 @@ class HedgehogWindow(Mixer):
         total = self.window_logit.sigmoid().to(near.dtype) * near + far.to(near.dtype)  # (b, t, h, v + 1)
         y = (total[..., :-1] / total[..., -1:]).to(v.dtype)
         return y, WindowedMemory(first, held.last(self.window), sums)
-
-    def merge(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.out_proj(y.flatten(-2))
 
     def _far_sums(self, q: Tensor, held: Cache, seen: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sums over the far keys (b, t, h, v + 1), the last of weights alone: a key becomes far `window` tokens on."""

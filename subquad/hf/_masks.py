@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import sdpa_mask
 
+from subquad.swapping._grafts import row_starts
+
 
 def first_visible_mask(
     batch_size: int,
@@ -104,14 +106,7 @@ def _starts(keys: Tensor) -> Tensor | None:
     """
     if keys.all():
         return None
-    n = keys.shape[1]
-    starts = torch.where(keys.any(1), keys.int().argmax(1), n)
-    holes = ~keys & (torch.arange(n, device=keys.device) >= starts[:, None])
-    if (holes.cumsum(1).bool() & keys).any():
-        raise ValueError(
-            "attn_implementation='subquad': padding between real tokens; pad on the left (padding_side='left')"
-        )
-    return starts
+    return row_starts(keys, torch.zeros_like(keys[:, 0]), False, "attn_implementation='subquad'")
 
 
 def _first_of_sequences(

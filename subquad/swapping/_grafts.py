@@ -245,7 +245,6 @@ def row_starts(real: Tensor, begun: Tensor, carry: bool, where: str) -> Tensor:
     behind = ~real & (torch.arange(t, device=real.device) >= starts[:, None])
     if (behind.cumsum(1).bool() & real).any() or (begun & (starts > 0)).any() or (carry and behind.any()):
         raise ValueError(
-            f"{where}: padding after real tokens, which a state would take for tokens; pad on the left "
-            "(padding_side='left')"
+            f"{where}: padding after real tokens, which later tokens would see; pad on the left (padding_side='left')"
         )
     return starts

@@ -77,7 +77,7 @@ def test_padding_between_real_tokens_is_refused():
     _, ours = both("llama")
     mask = torch.ones(3, 12, dtype=torch.int64)
     mask[1, 5] = 0
-    with pytest.raises(ValueError, match="padding between real tokens"):
+    with pytest.raises(ValueError, match="padding after real tokens"):
         ours(prompts(), attention_mask=mask)
 
 
