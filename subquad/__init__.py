@@ -38,8 +38,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """`linearize` and its settings need transformers, which takes seconds to import: they come when asked for."""
-    if name in ("linearize", "Distillation"):
+    """What needs transformers, which takes seconds to import, comes when it is asked for."""
+    if name in ("linearize", "layer_costs", "Distillation"):
         import subquad.linearizing
 
         return getattr(subquad.linearizing, name)

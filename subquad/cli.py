@@ -317,6 +317,7 @@ def linearize(
     out: Path,
     mixer: str = "hedgehog_window",
     layers: str = "",
+    cheapest: int | None = None,
     options: str = "",
     tokens: int = 200_000,
     lr: float = 1e-2,
@@ -335,6 +336,7 @@ def linearize(
         out: folder to write to, also checkpoints while it runs; it must not exist, or be empty.
         mixer: one with something to learn, e.g. hedgehog_window. `subquad list` names them.
         layers: which ones, e.g. 0,3,5 or a slice such as ::2 or 10:; all if empty.
+        cheapest: instead of layers: so many, those whose swap for a window with sinks alone costs least.
         options: of the mixer, e.g. window=64.
         tokens: of stage 1, which trains what is new to give what softmax gave.
         lr: of stage 1.
@@ -346,12 +348,18 @@ def linearize(
     """
     _need_transformers("linearize")
     chosen = _layers(layers)
+    if chosen is not None and cheapest is not None:
+        raise UsageError("linearize: --layers and --cheapest exclude each other")
     import subquad.linearizing
     from subquad.hf._load import load_model
 
     try:
         how = subquad.linearizing.Distillation(tokens=tokens, lr=lr, lora_tokens=lora_tokens, lora_lr=lora_lr)
         loaded, tokenizer = load_model(model, gguf_file)
+        if cheapest is not None:
+            costs = subquad.linearizing.layer_costs(loaded, tokenizer, text=text)
+            chosen = sorted(sorted(costs, key=costs.get)[:cheapest])
+            print(f"layers {', '.join(map(str, chosen))}")
         said = subquad.linearizing.linearize(
             loaded, tokenizer, mixer, layers=chosen, text=text, how=how, out=out, resume=resume,
             **_sizes("options", options),

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from subquad.hf._swap import swapped_attention
 from subquad.swapping import SwapReport, swap, unswap
 
+from ._costs import layer_costs
 from ._lora import adapters, learn_next_token
 from ._text import windows
 from ._trainer import CHECKPOINT, Curve, Trainer
 from ._transfer import Transfer, new_parameters, only_learning
 
-__all__ = ["Distillation", "LinearizeReport", "adapt", "linearize"]
+__all__ = ["Distillation", "LinearizeReport", "adapt", "layer_costs", "linearize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def linearize(
         model: a decoder of transformers, as `subquad.swap` takes it, with no layer swapped.
         tokenizer: the model's.
         mixer: a key of MIXERS with something to learn beside q, k, v and o.
-        layers: an index, several, a slice, or a function of an index; all if None.
+        layers: an index, several, a slice, or a function of an index; all if None. `layer_costs` says which are cheap.
         teacher: a model of the same architecture whose softmax teaches; this model's own if None.
         text: a file, or a folder of .py, .rst, .txt and .md files; the standard library's source if None. One file of
             twenty is held out.

@@ -1,8 +1,8 @@
 """What swapping costs a real model and what a short distillation repairs: `python -m subquad.linearizing.measure`.
 
 Each variant is trained once, measured, and written as one line of records.jsonl; a variant that has its line is not run
-again. Then decoding is timed, all variants in turns, in one more line: alone, on a machine that does nothing else. The
-table is made from the lines: `--table`.
+again. Before the first, `layer_costs` finds the cheapest half of the layers. Then decoding is timed, all variants in
+turns, in one more line: alone, on a machine that does nothing else. The table is made from the lines: `--table`.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from subquad.benchmarks import records
 from subquad.hf._load import load_model
 from subquad.swapping import swap
 
-from . import Distillation, adapt, linearize
+from . import Distillation, adapt, layer_costs, linearize
 from ._evaluation import decode_seconds, perplexity, phonebook_recall, state_bytes
 from ._text import windows
 
 ORIGINAL = ("none", "original")
-LAYERS = {"half": slice(0, None, 2), "all": None}  # half: the even ones
+LAYERS = ("half", "cheapest half", "all")  # half: the even ones
 CONTEXTS = (1024, 8192)
 BASELINES = ("sliding_window", "sink_window")  # of 64 tokens, and 4 first ones
 MIXER = "hedgehog_window"  # of 64 tokens
@@ -39,10 +39,12 @@ def measure_quality(
     """Perplexity, recall and state of every variant that has no record yet."""
     held_out = windows(tokenizer, None, how.seq_len, num_windows, held_out=True)
     done = {(r["layers"], r["variant"]) for r in records.read(out) if r["kind"] == "linearize"}
-    for (layers, variant), model, more in _variants(original, tokenizer, how, done):
+    chosen = choose_layers(out, original, tokenizer)
+    for (layers, variant), model, more in _variants(original, tokenizer, chosen, how, done):
         record = {
             "kind": "linearize",
             "layers": layers,
+            "indices": chosen.get(layers, []),
             "variant": variant,
             "perplexity": perplexity(model, held_out),
             "phonebook": phonebook_recall(model, tokenizer, entries, books),
@@ -56,12 +58,25 @@ def measure_quality(
         print(f"{layers}, {variant}: perplexity {record['perplexity']:.2f}", flush=True)
 
 
+def choose_layers(out: Path, original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """The indices that each of LAYERS means; costs are measured once, on text that is not held out, and recorded."""
+    costs = next((r["costs"] for r in records.read(out) if r["kind"] == "layer_costs"), None)
+    if costs is None:
+        costs = [list(item) for item in layer_costs(original, tokenizer).items()]
+        environment = records.environment(original.device, 0)
+        records.append(out, {"kind": "layer_costs", "mixer": "sink_window", "costs": costs, "environment": environment})
+    indices = [index for index, _ in costs]
+    cheapest = sorted(costs, key=lambda item: item[1])[: len(costs) // 2]
+    return dict(zip(LAYERS, (indices[::2], sorted(index for index, _ in cheapest), indices), strict=True))
+
+
 def measure_decoding(out: Path, original: PreTrainedModel) -> None:
-    """Time of a token of every variant, unless there is a record. Weights do not matter to it: none are trained."""
+    """Time of a token of every variant, unless there is a record. Weights do not matter to it: none are trained, and
+    which half is swapped matters no more."""
     if any(r["kind"] == "linearize_decode" for r in records.read(out)):
         return
     models = {ORIGINAL: original}
-    for layers, chosen in LAYERS.items():
+    for layers, chosen in (("half", slice(0, None, 2)), ("all", None)):
         for mixer in (*BASELINES, MIXER):
             models[layers, mixer] = copy.deepcopy(original)
             swap(models[layers, mixer], mixer, layers=chosen)
@@ -76,11 +91,12 @@ def measure_decoding(out: Path, original: PreTrainedModel) -> None:
 
 
 def _variants(
-    original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, how: Distillation, done: set[Variant]
-) -> Iterator[tuple[Variant, PreTrainedModel, dict]]:
+    original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, indices: dict[str, list[int]], how: Distillation,
+    done: set[Variant],
+) -> Iterator[tuple[Variant, PreTrainedModel, dict]]:  # fmt: skip
     if ORIGINAL not in done:
         yield ORIGINAL, original, {}
-    for layers, chosen in LAYERS.items():
+    for layers, chosen in indices.items():
         for mixer in (*BASELINES, MIXER):
             if (layers, mixer) not in done:
                 model = copy.deepcopy(original)
@@ -117,7 +133,8 @@ def table(out: Path) -> str:
             mixer = r["variant"].partition(",")[0]  # what is trained is as fast as what is not
             cells = [r["layers"], r["variant"], f"{r['perplexity']:.2f}", f"{100 * r['phonebook']:.0f}"]
             cells += [f"{r['state_bytes'][str(context)] / 1024:,.0f}" for context in CONTEXTS]
-            cells += [times.get((r["layers"], mixer, context), "-") for context in CONTEXTS]
+            alike = r["layers"].removeprefix("cheapest ")
+            cells += [times.get((alike, mixer, context), "-") for context in CONTEXTS]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -146,7 +146,7 @@ def test_a_resumed_run_keeps_the_levers_it_began_with(tmp_path, monkeypatch):
         ({"dtype": "float8"}, "unknown dtype 'float8'; expected one of float32, bfloat16"),
         ({"device": "tpu"}, "unknown device 'tpu'; expected auto, cpu or cuda"),
         ({"seq_lens": [16, 32], "pairs": [1, 2, 3]}, r"equally many.*got seq_lens=\[16, 32\] and pairs=\[1, 2, 3\]"),
-        ({"seq_lens": [16], "pairs": [5]}, r"at least 4 \* num_pairs = 20, got 16"),
+        ({"seq_lens": [16], "pairs": [5]}, r"num_pairs \* \(num_passes \+ 1\) = 20; got MQAR"),
         ({"seq_lens": [-16], "pairs": [1]}, "seq_len must be even and at least"),
         ({"seq_lens": [512], "pairs": [128]}, "vocab_size must be at least"),
         ({"d_models": [0]}, "d_model must be at least 1"),

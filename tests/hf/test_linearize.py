@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import subquad
-from subquad.linearizing import Distillation, _trainer, adapt, linearize
+from subquad.linearizing import Distillation, _trainer, adapt, layer_costs, linearize
 from subquad.linearizing._text import find_files, windows
 from subquad.linearizing._transfer import Transfer, new_parameters
 from subquad.swapping import swap
@@ -232,3 +232,30 @@ def test_adapting_alone_is_stage_two(tokenizer, text):
         adapt(build("llama"), tokenizer, text=text, how=how)
     with pytest.raises(ValueError, match="lora_tokens is 0"):
         adapt(apart, tokenizer, text=text, how=SHORT)
+
+
+def test_layer_costs_are_those_of_single_swaps_and_leave_no_trace(tokenizer, text):
+    model = build("llama").train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for weight in ("q_proj", "k_proj"):  # a sharp layer, to which the far past matters
+            getattr(model.model.layers[1].self_attn, weight).weight.mul_(6)
+            before[f"model.layers.1.self_attn.{weight}.weight"].mul_(6)
+    rng = torch.get_rng_state()
+    costs = layer_costs(model, tokenizer, window=2, text=text, tokens=64, seq_len=32)
+    assert list(costs) == [0, 1, 2] and max(costs, key=lambda index: abs(costs[index])) == 1
+    assert model.training and torch.equal(rng, torch.get_rng_state())
+    assert dict.fromkeys(before, True) == {n: torch.equal(p, before[n]) for n, p in model.named_parameters()}
+    swapped = build("llama")
+    swapped.load_state_dict(model.state_dict())
+    swapped.eval()
+    rows = windows(tokenizer, text, 32, 2, held_out=False)
+    with torch.no_grad():
+        whole = swapped(rows, labels=rows).loss
+        swap(swapped, "sink_window", layers=1, window=2)
+        assert costs[1] == pytest.approx((swapped(rows, labels=rows).loss - whole).item(), rel=1e-4)
+    assert layer_costs(model, tokenizer, "attention", text=text, tokens=32, seq_len=32) == pytest.approx(
+        {0: 0, 1: 0, 2: 0}, abs=1e-6
+    )
+    with pytest.raises(ValueError, match="sink_window has no option widow"):
+        layer_costs(model, tokenizer, widow=2, text=text, tokens=32, seq_len=32)

@@ -72,7 +72,7 @@ def test_the_smallest_run_is_resumed_and_tabled(tiny_folder, tmp_path, monkeypat
     text.write_text(" ".join(f"w{3 + i * i % 50}" for i in range(40_000)))
     windows = measure.windows
     monkeypatch.setattr(measure, "windows", lambda t, _, *sizes, **how: windows(t, text, *sizes, **how))
-    for name in ("linearize", "adapt"):
+    for name in ("linearize", "adapt", "layer_costs"):
         run = getattr(measure, name)
         monkeypatch.setattr(measure, name, lambda *a, run=run, **k: run(*a, text=text, **k))
     monkeypatch.setattr(measure, "CONTEXTS", (8, 16))
@@ -81,15 +81,20 @@ def test_the_smallest_run_is_resumed_and_tabled(tiny_folder, tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", [*arguments, "--no-decoding"])
     measure.main()
     lines = records.read(tmp_path / "out")
-    assert len(lines) == 1 + 2 * 5
-    assert {line["variant"] for line in lines} == {
+    assert len(lines) == 1 + 1 + 3 * 5
+    costs = dict(lines[0]["costs"])
+    assert list(costs) == [0, 1, 2]
+    assert {line["variant"] for line in lines[1:]} == {
         "original", "sliding_window", "sink_window", "hedgehog_window", "hedgehog_window, stage 1",
         "hedgehog_window, stage 2",
     }  # fmt: skip
     said = capsys.readouterr().out
-    assert said.count("\n| half |") == said.count("\n| all |") == 5 and said.count("| - | - |") == 11
+    assert said.count("\n| half |") == said.count("\n| cheapest half |") == said.count("\n| all |") == 5
+    assert said.count("| - | - |") == 16
+    chosen = {line["layers"]: line["indices"] for line in lines[1:]}
+    assert chosen == {"none": [], "half": [0, 2], "cheapest half": [min(costs, key=costs.get)], "all": [0, 1, 2]}
     monkeypatch.setattr("sys.argv", arguments)
     measure.main()
-    assert len(records.read(tmp_path / "out")) == 12
+    assert len(records.read(tmp_path / "out")) == 18
     said = capsys.readouterr().out
     assert said.count("\n| all |") == 5 and "| - |" not in said and "perplexity 1" not in said

@@ -56,3 +56,16 @@ def test_a_model_is_linearized_and_saved(folder, capsys):
     assert list(AutoModelForCausalLM.from_pretrained(out).config.subquad_layers) == ["0", "2"]
     assert cli.main(["linearize", str(folder / "model"), *asked]) == cli.MISUSE
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_the_cheapest_layers_are_found_and_linearized(folder, capsys):
+    out = folder / "cheap"
+    text = folder / "text.txt"
+    text.write_text(" ".join(f"w{3 + i * i % 50}" for i in range(9000)))
+    asked = ["--cheapest", "2", "--options", "window=4", "--tokens", "1024", "--text", str(text), "--out", str(out)]
+    assert cli.main(["linearize", str(folder / "model"), *asked, "--layers", "0"]) == cli.MISUSE
+    assert "--layers and --cheapest exclude each other" in capsys.readouterr().err
+    assert cli.main(["linearize", str(folder / "model"), *asked]) == 0
+    said = capsys.readouterr().out
+    layers = list(AutoModelForCausalLM.from_pretrained(out).config.subquad_layers)
+    assert len(layers) == 2 and f"layers {', '.join(layers)}" in said
