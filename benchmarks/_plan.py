@@ -1,10 +1,11 @@
 """What a run of the recall benchmark will do: resolved and found possible before it starts."""
 
+import ast
 import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 from subquad.mixers import HYBRIDS, MIXERS
 
 from . import records
-from .recipes import RECIPES, Candidate, Problem, Recipe, Size
-from .tasks import Task
+from .model import TinyLM
+from .recipes import RECIPES, Candidate, Problem, Recipe
+from .tasks import MQAR, TASKS, Task
 from .training import DTYPES
 
 SETTINGS_FILE = "settings.json"
@@ -37,7 +39,8 @@ class Job:
     def label(self) -> str:
         """What the terminal calls it."""
         options = ", ".join(f"{name}={value}" for name, value in self.candidate.options.items())
-        return f"{self.candidate.mixer}({options}) d={self.d_model} t={self.length} lr={self.lr:g} seed={self.seed}"
+        mixer = f"{self.candidate.mixer}({options})"
+        return f"{mixer} {self.problem.tests[0].label} d={self.d_model} lr={self.lr:g} seed={self.seed}"
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -57,10 +60,19 @@ class Job:
         return max(segment.batch_size for segment in self.problem.segments)
 
     @property
+    def bottleneck(self) -> bool:
+        return any(task.bottleneck for task in self.tasks)
+
+    def build(self, length: int) -> TinyLM:
+        """The model, for sequences of up to `length` tokens."""
+        return self.candidate.build(self.d_model, self.vocab_size, length, self.bottleneck)
+
+    @property
     def speed_key(self) -> str:
         """The same for jobs that differ in nothing that speed depends on."""
         options = json.dumps(self.candidate.options)
-        return f"{self.candidate.mixer} {options} d={self.d_model} t={self.length} b={self.batch_size}"
+        sizes = f"d={self.d_model} v={self.vocab_size} t={self.length} b={self.batch_size}"
+        return f"{self.candidate.mixer} {options} {sizes}"
 
 
 @dataclass(frozen=True)
@@ -87,17 +99,32 @@ class Plan:
     def settings(self) -> dict:
         """All that decides the results but the machine, as JSON gives it back."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return json.loads(json.dumps(asdict(self.recipe) | {"device": self.device.type, "dtype": dtype}))
+        courses = [
+            {
+                "train": [describe(part.task) | {"share": part.share, "examples": part.num_examples} for part in train],
+                "tests": [describe(task) for task in tests],
+            }
+            for train, tests in self.recipe.courses
+        ]
+        own = asdict(self.recipe) | {"courses": courses}
+        return json.loads(json.dumps(own | {"device": self.device.type, "dtype": dtype}))
+
+
+def describe(task: Task) -> dict:
+    """Its name and fields, as settings and records hold them."""
+    return {"task": type(task).__name__, **asdict(task)}
 
 
 def plan_recall(
     *,
     recipe: str = "quick",
     mixers: Sequence[str] = (),
+    tasks: Sequence[Task] = (),
     seq_lens: Sequence[int] = (),
     pairs: Sequence[int] = (),
     d_models: Sequence[int] = (),
     steps: int | None = None,
+    lrs: Sequence[float] = (),
     seeds: Sequence[int] = (),
     device: str = "auto",
     dtype: str = "float32",
@@ -109,9 +136,12 @@ def plan_recall(
     Args:
         recipe: a name in RECIPES. What follows replaces its own, where given.
         mixers: names in MIXERS or HYBRIDS.
-        seq_lens, pairs: one size for each two that stand at the same place; a single one goes with all of the other.
+        tasks: one model is trained for each.
+        seq_lens, pairs: of MQAR: one size for each two that stand at the same place; a single one goes with all of the
+            other.
         d_models: widths of every mixer.
         steps: updates of each training.
+        lrs: learning rates at which every model is trained.
         seeds: trainings of each model and learning rate.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         dtype: "float32", or "bfloat16" for autocast.
@@ -124,7 +154,13 @@ def plan_recall(
     """
     if dtype not in DTYPES:
         raise ValueError(f"recall: unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
-    chosen = _choose(recipe, mixers, seq_lens, pairs, d_models, steps, seeds)
+    chosen = _choose(recipe, mixers, tasks, seq_lens, pairs, d_models)
+    chosen = replace(
+        chosen,
+        steps=chosen.steps if steps is None else steps,
+        lrs=tuple(lrs) or chosen.lrs,
+        seeds=tuple(seeds) or chosen.seeds,
+    )
     plan = Plan(chosen, _device(device), DTYPES[dtype], out or _default_folder(recipe, resume))
     _check_models(plan.jobs)
     _check_contents(plan, resume)
@@ -135,16 +171,19 @@ def plan_recall(
 def _choose(
     name: str,
     mixers: Sequence[str],
+    tasks: Sequence[Task],
     seq_lens: Sequence[int],
     pairs: Sequence[int],
     d_models: Sequence[int],
-    steps: int | None,
-    seeds: Sequence[int],
 ) -> Recipe:
-    """The recipe, with what was asked for in place of its own."""
+    """The recipe, with the tasks and models asked for in place of its own."""
     if name not in RECIPES:
         raise ValueError(f"recall: unknown recipe {name!r}; expected one of {', '.join(RECIPES)}")
     recipe = RECIPES[name]()
+    if tasks:
+        if seq_lens or pairs:
+            raise ValueError("recall: seq_lens and pairs are MQAR's; where tasks are named, give sizes with each task")
+        recipe = recipe.with_tasks(tasks)
     if seq_lens or pairs:
         recipe = recipe.with_sizes(_sizes(recipe, seq_lens, pairs))
     if d_models:
@@ -155,14 +194,44 @@ def _choose(
     if mixers:
         candidates = tuple(candidate for mixer in dict.fromkeys(mixers) for candidate in recipe.candidates_of(mixer))
         recipe = replace(recipe, candidates=candidates)
-    steps = recipe.steps if steps is None else steps
-    return replace(recipe, steps=steps, seeds=tuple(seeds) or recipe.seeds)
+    return recipe
 
 
-def _sizes(recipe: Recipe, seq_lens: Sequence[int], pairs: Sequence[int]) -> tuple[Size, ...]:
+def parse_tasks(text: str) -> tuple[Task, ...]:
+    """Tasks as the command line names them: "dyck, copying(num_tokens=16, vocab_size=32)".
+
+    Raises:
+        ValueError: no such task or field, or sizes that cannot be.
+    """
+    try:
+        expressions = ast.parse(f"[{text}]", mode="eval").body.elts
+        named = [(ast.unparse(getattr(e, "func", e)), getattr(e, "args", []), _keywords(e)) for e in expressions]
+    except (SyntaxError, ValueError):
+        raise ValueError(f"recall: expected tasks as name, name(field=value, ...), got {text!r}") from None
+    tasks = []
+    for name, without_names, given in named:
+        if name not in TASKS:
+            raise ValueError(f"recall: unknown task {name!r}; expected some of {', '.join(TASKS)}")
+        known = [field.name for field in fields(TASKS[name])]
+        unknown = [repr(field) for field in given if field not in known]
+        if unknown or without_names:
+            what = ", ".join(unknown) or "fields without names"
+            raise ValueError(f"recall: {name} has no {what}; its fields are {', '.join(known)}")
+        tasks.append(TASKS[name](**given))
+    return tuple(tasks)
+
+
+def _keywords(expression: ast.expr) -> dict:
+    return {keyword.arg: ast.literal_eval(keyword.value) for keyword in getattr(expression, "keywords", [])}
+
+
+def _sizes(recipe: Recipe, seq_lens: Sequence[int], pairs: Sequence[int]) -> list[tuple[int, int]]:
     """Lengths and numbers of pairs, one by one; those that are not given are the recipe's."""
-    seq_lens = seq_lens or [size.seq_len for size in recipe.train_sizes]
-    pairs = pairs or [size.num_pairs for size in recipe.train_sizes]
+    own = [part.task for course in recipe.courses for part in course.train]
+    if not all(isinstance(task, MQAR) for task in own):
+        raise ValueError(f"recall: seq_lens and pairs are MQAR's, which {recipe.name} does not train on; give tasks")
+    seq_lens = seq_lens or [task.seq_len for task in own]
+    pairs = pairs or [task.num_pairs for task in own]
     count = max(len(seq_lens), len(pairs))
     if any(len(values) not in (1, count) for values in (seq_lens, pairs)):
         raise ValueError(
@@ -170,7 +239,7 @@ def _sizes(recipe: Recipe, seq_lens: Sequence[int], pairs: Sequence[int]) -> tup
             f"got seq_lens={list(seq_lens)} and pairs={list(pairs)}"
         )
     both = [list(values) * (count // len(values)) for values in (seq_lens, pairs)]
-    return tuple(Size(seq_len, num_pairs) for seq_len, num_pairs in zip(*both, strict=True))
+    return list(zip(*both, strict=True))
 
 
 def _device(name: str) -> torch.device:
@@ -197,7 +266,7 @@ def _check_models(jobs: Sequence[Job]) -> None:
             )
     with torch.device("meta"):
         for job in {job.speed_key: job for job in jobs}.values():
-            job.candidate.build(job.d_model, job.vocab_size, job.length)
+            job.build(job.length)
 
 
 def _check_contents(plan: Plan, resume: bool) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ class TinyLM(nn.Module):
         vocab_size: number of token ids.
         mlp: None, "swiglu" (3 matrices of d_model x 8/3 d_model) or "gelu" (2 of d_model x 4 d_model).
         num_positions: learned positions are added for so many tokens; 0 adds none.
+        bottleneck: hidden states of all positions are decoded from that of the last one alone.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TinyLM(nn.Module):
         *,
         mlp: str | None = None,
         num_positions: int = 0,
+        bottleneck: bool = False,
     ):
         super().__init__()
         if mlp not in MLPS:
@@ -55,6 +58,7 @@ class TinyLM(nn.Module):
         self.positions = nn.Embedding(num_positions, d_model) if num_positions else None
         self.blocks = nn.ModuleList(Block(mixer, d_model, mlp) for mixer in mixers)
         self.norm = nn.LayerNorm(d_model)
+        self.decoder = PositionDecoder(d_model) if bottleneck else None
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
@@ -64,11 +68,27 @@ class TinyLM(nn.Module):
 
         Once the last mixer has mixed, no token reads another: with `at` the rest runs on those rows alone.
         """
+        if self.decoder is not None:
+            return self._decode(tokens, at)
         x = self._embed(tokens, 0)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)
         return self.norm(last(x) if at is None else last.forward_at(x, at))
+
+    def _decode(self, tokens: Tensor, at: Tensor | None) -> Tensor:
+        """What `forward` gives, each row from the last token's of its sequence and its position."""
+        batch, length = tokens.shape
+        x = self._embed(tokens, 0)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        ends = torch.arange(1, batch + 1, device=tokens.device) * length - 1
+        gathered = self.norm(last.forward_at(x, ends))  # (b, d)
+        if at is None:
+            positions = torch.arange(length, device=tokens.device)
+            return self.decoder(gathered.unsqueeze(1), positions)
+        return self.decoder(gathered[at // length], at % length)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., v) by the embedding itself."""
@@ -140,6 +160,32 @@ class Block(nn.Module):
 
     def _transform(self, x: Tensor) -> Tensor:
         return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
+
+
+class PositionDecoder(nn.Module):
+    """Hidden states of positions from one vector of their sequence, after MAD's auto-encoder (arXiv 2403.17844).
+
+    x = z + sinusoids(position),  twice  x = gelu(linear(norm(x))),  then norm
+    """
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.d_model = d_model
+        self.layers = nn.Sequential(
+            *(
+                layer
+                for _ in range(2)
+                for layer in (nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU())
+            ),
+            nn.LayerNorm(d_model),
+        )  # fmt: skip
+
+    def forward(self, z: Tensor, positions: Tensor) -> Tensor:
+        """(..., d) and positions (...,), broadcast together -> (..., d)."""
+        pairs = torch.arange(0, self.d_model, 2, device=z.device)
+        angles = positions.unsqueeze(-1) * 10_000.0 ** (-pairs / self.d_model)  # (..., d/2)
+        sinusoids = torch.cat((angles.sin(), angles.cos()), dim=-1)[..., : self.d_model]
+        return self.layers(z + sinusoids.to(z.dtype))
 
 
 class SwiGLU(nn.Module):

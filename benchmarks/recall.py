@@ -1,4 +1,4 @@
-"""The main job: train mixers on associative recall beside the baseline, and measure their state and their speed."""
+"""The main job: train mixers on tasks beside the baseline, and measure their state and their speed."""
 
 import json
 import shutil
@@ -9,12 +9,12 @@ from subquad.kernels.levers import Levers, cpu_levers
 
 from . import records
 from ._display import Display
-from ._plan import SETTINGS_FILE, Job, Plan, plan_recall
+from ._plan import SETTINGS_FILE, Job, Plan, describe, parse_tasks, plan_recall
 from .model import TinyLM
 from .throughput import DECODE_STEPS, measure_model
 from .training import Run, seeded_model, train
 
-__all__ = ["Plan", "plan_recall", "run_recall"]
+__all__ = ["Plan", "parse_tasks", "plan_recall", "run_recall"]
 
 CHECKPOINTS = "checkpoints"
 
@@ -115,9 +115,12 @@ def _record(plan: Plan, job: Job, model: TinyLM, run: Run, state_bytes: int, thr
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
         "task": {
-            "name": type(problem.tests[0]).__name__,
-            "train": [asdict(segment) for segment in problem.segments],
-            "test": [asdict(task) for task in problem.tests],
+            "train": [
+                {"batch_size": segment.batch_size, "share": segment.share, "num_examples": segment.num_examples}
+                | describe(segment.task)
+                for segment in problem.segments
+            ],
+            "test": [describe(task) for task in problem.tests],
         },
         "schedule": asdict(problem.schedule),
         "dtype": plan.settings["dtype"],
@@ -126,7 +129,7 @@ def _record(plan: Plan, job: Job, model: TinyLM, run: Run, state_bytes: int, thr
         "steps": run.steps,
         "accuracy": run.accuracy,
         "segments": [
-            {"seq_len": task.seq_len, "num_pairs": task.num_pairs, "accuracy": accuracy}
+            {"label": task.label, "seq_len": task.seq_len, "accuracy": accuracy, "chance": task.chance}
             for task, accuracy in zip(problem.tests, run.accuracies, strict=True)
         ],
         "loss_curve": [[point.step, point.loss] for point in run.curve],
@@ -141,7 +144,7 @@ def _record(plan: Plan, job: Job, model: TinyLM, run: Run, state_bytes: int, thr
 
 
 def _build(plan: Plan, job: Job, length: int) -> TinyLM:
-    model = seeded_model(lambda: job.candidate.build(job.d_model, job.vocab_size, length), job.seed)
+    model = seeded_model(lambda: job.build(length), job.seed)
     return model.to(plan.device)
 
 

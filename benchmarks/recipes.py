@@ -1,14 +1,14 @@
 """Named runs of the recall benchmark: functions that return a frozen Recipe."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from subquad.mixers import HYBRIDS, MixerSpec, build_layers, known_options, specs_of
 
 from .model import TinyLM
-from .tasks import MQAR
+from .tasks import MQAR, Task
 from .training import Schedule, Segment
 
 SHORT_CONV = MixerSpec("base_conv", {"conv_width": 3})
@@ -32,26 +32,39 @@ class Candidate:
     baseline: bool = False
     learned_positions: bool = False
 
-    def build(self, d_model: int, vocab_size: int, length: int) -> TinyLM:
+    def build(self, d_model: int, vocab_size: int, length: int, bottleneck: bool = False) -> TinyLM:
         """The model, for sequences of up to `length` tokens."""
         specs = [_with_length(spec, length) for spec in self.layers]
         mixers = build_layers(specs, d_model, len(specs))
-        return TinyLM(mixers, d_model, vocab_size, num_positions=length if self.learned_positions else 0)
+        num_positions = length if self.learned_positions else 0
+        return TinyLM(mixers, d_model, vocab_size, num_positions=num_positions, bottleneck=bottleneck)
 
 
-class Size(NamedTuple):
-    """Examples of one length with one number of pairs, and their share of the training steps."""
+class Part(NamedTuple):
+    """Examples of one task, and their share of the training steps; `num_examples` as in Segment."""
 
-    seq_len: int
-    num_pairs: int
+    task: Task
     share: float = 1.0
+    num_examples: int | None = None
+
+
+class Course(NamedTuple):
+    """What one model is trained on, and what it is tested on."""
+
+    train: tuple[Part, ...]
+    tests: tuple[Task, ...]
+
+    @classmethod
+    def of(cls, task: Task) -> "Course":
+        """One task, and the tests that belong to it."""
+        return cls((Part(task),), task.tests)
 
 
 class Problem(NamedTuple):
-    """What one model is trained and tested on."""
+    """A course with batch sizes and a schedule."""
 
     segments: tuple[Segment, ...]
-    tests: tuple[MQAR, ...]
+    tests: tuple[Task, ...]
     schedule: Schedule
 
 
@@ -61,8 +74,8 @@ class Recipe:
 
     candidates: the mixers that run if none are named.
     place: layers around any other mixer, named on the command line; None is where it goes.
-    together: train one model on all sizes, or one on each.
-    num_examples: training examples of a model, divided among the sizes by share; unless `steps` is set.
+    courses: one model is trained for each.
+    num_examples: training examples of a model, divided among a course's parts by share; unless `steps` is set.
     max_batch, batch_tokens: a batch has at most so many rows, and tokens.
     num_evaluations: validations, curve points and checkpoints of a full training.
     warmup_share: of the steps.
@@ -74,11 +87,7 @@ class Recipe:
     candidates: tuple[Candidate, ...]
     place: tuple[MixerSpec | None, ...]
     d_models: tuple[int, ...]
-    train_sizes: tuple[Size, ...]
-    test_sizes: tuple[Size, ...]
-    together: bool
-    vocab_size: int
-    random_non_queries: bool
+    courses: tuple[Course, ...]
     num_examples: int
     max_batch: int
     batch_tokens: int
@@ -95,10 +104,8 @@ class Recipe:
     num_test: int = 1000
 
     def problems(self) -> tuple[Problem, ...]:
-        """One if all sizes are trained together, else one for each."""
-        if self.together:
-            return (self._problem(self.train_sizes, self.test_sizes),)
-        return tuple(self._problem((size,), (size,)) for size in self.train_sizes)
+        """One for each course."""
+        return tuple(self._problem(course) for course in self.courses)
 
     def candidates_of(self, mixer: str) -> tuple[Candidate, ...]:
         """The recipe's own of that name; for a mixer that it does not list, its defaults in the recipe's place."""
@@ -112,29 +119,27 @@ class Recipe:
         layers = tuple(spec if layer is None else layer for layer in self.place)
         return (Candidate(mixer=mixer, options={}, layers=layers, d_models=self.d_models),)
 
-    def with_sizes(self, sizes: tuple[Size, ...]) -> "Recipe":
-        """Train and test on these instead."""
-        return replace(self, train_sizes=sizes, test_sizes=sizes)
+    def with_tasks(self, tasks: Sequence[Task]) -> "Recipe":
+        """Train one model on each of these instead."""
+        return replace(self, courses=tuple(Course.of(task) for task in tasks))
+
+    def with_sizes(self, sizes: Sequence[tuple[int, int]]) -> "Recipe":
+        """Train and test on MQAR of these lengths and numbers of pairs instead; together if the recipe does so."""
+        like = self.courses[0].tests[0]
+        tasks = tuple(replace(like, seq_len=seq_len, num_pairs=num_pairs) for seq_len, num_pairs in sizes)
+        return self.with_tasks(tasks) if len(self.courses) > 1 else replace(self, courses=(_alike(tasks),))
 
     def with_widths(self, d_models: tuple[int, ...]) -> "Recipe":
         """Give every candidate these widths instead."""
         candidates = tuple(replace(candidate, d_models=d_models) for candidate in self.candidates)
         return replace(self, candidates=candidates, d_models=d_models)
 
-    def _problem(self, train_sizes: tuple[Size, ...], test_sizes: tuple[Size, ...]) -> Problem:
+    def _problem(self, course: Course) -> Problem:
         segments = tuple(
-            Segment(task=self._task(size), batch_size=self._batch_size(size.seq_len), share=size.share)
-            for size in train_sizes
+            Segment(task=task, batch_size=self._batch_size(task.seq_len), share=share, num_examples=num_examples)
+            for task, share, num_examples in course.train
         )
-        return Problem(segments, tuple(self._task(size) for size in test_sizes), self._schedule(segments))
-
-    def _task(self, size: Size) -> MQAR:
-        return MQAR(
-            num_pairs=size.num_pairs,
-            seq_len=size.seq_len,
-            vocab_size=self.vocab_size,
-            random_non_queries=self.random_non_queries,
-        )
+        return Problem(segments, course.tests, self._schedule(segments))
 
     def _batch_size(self, seq_len: int) -> int:
         return max(1, min(self.max_batch, self.batch_tokens // seq_len))
@@ -176,11 +181,7 @@ def quick() -> Recipe:
         ),
         place=place,
         d_models=(64,),
-        train_sizes=(Size(64, 4), Size(64, 8), Size(128, 16)),
-        test_sizes=(Size(64, 4), Size(64, 8), Size(128, 16)),
-        together=True,
-        vocab_size=256,
-        random_non_queries=True,
+        courses=(_alike(_mqar((64, 4), (64, 8), (128, 16), vocab_size=256)),),
         num_examples=64 * 300,
         max_batch=64,
         batch_tokens=1 << 13,
@@ -210,7 +211,7 @@ def zoology_figure2() -> Recipe:
         return (spec, spec), spec
 
     based = MixerSpec("based", {"num_heads": 1, "feature_dim": 8})
-    sizes = (Size(64, 4), Size(128, 8), Size(256, 16), Size(512, 64))
+    tasks = _mqar((64, 4), (128, 8), (256, 16), (512, 64), vocab_size=8192, random_non_queries=False)
     return Recipe(
         name="zoology-figure2",
         candidates=(
@@ -223,11 +224,7 @@ def zoology_figure2() -> Recipe:
         ),
         place=(None, None),
         d_models=widths,
-        train_sizes=sizes,
-        test_sizes=sizes,
-        together=False,
-        vocab_size=8192,
-        random_non_queries=False,
+        courses=tuple(Course.of(task) for task in tasks),
         num_examples=64 * 100_000,
         max_batch=512,
         batch_tokens=1 << 16,
@@ -254,6 +251,9 @@ def based_frontier() -> Recipe:
         return _candidate((SHORT_CONV, spec), spec, widths, baseline=baseline)
 
     hyena = MixerSpec("hyena", {"max_length": None})
+    trained = _mqar((64, 4), (128, 8), (256, 16), (256, 32), (256, 64), vocab_size=8192)
+    train = tuple(Part(task, share) for task, share in zip(trained, (5.0, 1.0, 1.0, 1.0, 1.0), strict=True))
+    tests = _mqar((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256), vocab_size=8192)
     return Recipe(
         name="based-frontier",
         candidates=(
@@ -264,19 +264,7 @@ def based_frontier() -> Recipe:
         ),
         place=(SHORT_CONV, None),
         d_models=(64, 128),
-        train_sizes=(Size(64, 4, 5.0), Size(128, 8), Size(256, 16), Size(256, 32), Size(256, 64)),
-        test_sizes=(
-            Size(64, 4),
-            Size(64, 8),
-            Size(64, 16),
-            Size(128, 32),
-            Size(256, 64),
-            Size(512, 128),
-            Size(1024, 256),
-        ),
-        together=True,
-        vocab_size=8192,
-        random_non_queries=True,
+        courses=(Course(train, tests),),
         num_examples=32 * 180_000,
         max_batch=256,
         batch_tokens=1 << 16,
@@ -308,6 +296,7 @@ def mqar_2026() -> Recipe:
     def both(mixer: str, baseline: bool = False, **options: Any) -> tuple[Candidate, Candidate]:
         return tuple(twice(mixer, baseline, conv_width=width, **options) for width in (None, 4))
 
+    tasks = _mqar((64, 4), (64, 8), (128, 16), (256, 32), vocab_size=256)
     return Recipe(
         name="mqar-2026",
         candidates=(
@@ -334,11 +323,7 @@ def mqar_2026() -> Recipe:
         ),
         place=(None, None),
         d_models=(64,),
-        train_sizes=(Size(64, 4, 4.0), Size(64, 8, 2.0), Size(128, 16), Size(256, 32)),
-        test_sizes=(Size(64, 4), Size(64, 8), Size(128, 16), Size(256, 32)),
-        together=True,
-        vocab_size=256,
-        random_non_queries=True,
+        courses=(Course(tuple(map(Part, tasks, (4.0, 2.0, 1.0, 1.0))), tasks),),
         num_examples=30 * 2000,
         max_batch=32,
         batch_tokens=1 << 12,
@@ -352,6 +337,19 @@ def mqar_2026() -> Recipe:
         num_validation=128,
         num_test=500,
     )
+
+
+def _mqar(*sizes: tuple[int, int], vocab_size: int, random_non_queries: bool = True) -> tuple[MQAR, ...]:
+    """The task at lengths and numbers of pairs."""
+    return tuple(
+        MQAR(seq_len=seq_len, num_pairs=pairs, vocab_size=vocab_size, random_non_queries=random_non_queries)
+        for seq_len, pairs in sizes
+    )
+
+
+def _alike(tasks: tuple[Task, ...]) -> Course:
+    """One model is trained on all of these to the same share, and tested on all."""
+    return Course(tuple(Part(task) for task in tasks), tasks)
 
 
 def _with_length(spec: MixerSpec, length: int) -> MixerSpec:

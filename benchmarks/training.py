@@ -1,10 +1,11 @@
 """Training and testing of a model on tasks. Nothing here knows a mixer or a task by name."""
 
+import functools
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,21 +17,30 @@ from .tasks import Batch, Task
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TEST_TOKENS = 1 << 14  # of one batch of a test: small enough for any machine, large enough to be efficient
-TRAINING_STREAM, VALIDATION_STREAM, TEST_STREAM = range(3)
+TRAINING_STREAM, VALIDATION_STREAM, TEST_STREAM, DATASET_STREAM = range(4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Part of the training data; each step takes one batch from one segment, drawn by share."""
+    """Part of the training data; each step takes one batch from one segment, drawn by share.
+
+    num_examples: so many are drawn once and each batch is drawn from them, with replacement; if None, every example
+        is fresh.
+    """
 
     task: Task
     batch_size: int
     share: float = 1.0
+    num_examples: int | None = None
+
+    def __post_init__(self):
+        if self.num_examples is not None and self.num_examples < 1:
+            raise ValueError(f"Segment: num_examples must be at least 1, or None, got {self.num_examples}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How a model is trained. Examples are fresh at every step.
+    """How a model is trained.
 
     steps: at most so many updates; the learning rate rises for `warmup_steps` and falls as a cosine to 0 at `steps`.
     target_accuracy: stop when the mean accuracy over the test tasks, on validation examples, reaches it.
@@ -111,6 +121,7 @@ def train(
     """
     device = next(model.parameters()).device
     data = stream(seed, TRAINING_STREAM)
+    sources = _sources(segments, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=schedule.weight_decay, fused=True)
     progress = _Progress()
     if checkpoint is not None and checkpoint.exists():
@@ -121,7 +132,7 @@ def train(
     while progress.step < schedule.steps and not progress.finished:
         for group in optimizer.param_groups:
             group["lr"] = lr * schedule.lr_factor(progress.step)
-        losses.append(update(model, optimizer, _draw(segments, data), schedule.clip_norm, dtype))
+        losses.append(update(model, optimizer, _draw(sources, data), schedule.clip_norm, dtype))
         progress.step += 1
         if progress.step % schedule.evaluate_every == 0 or progress.step == schedule.steps:
             loss = torch.stack(losses).mean().item()
@@ -188,10 +199,40 @@ def _accuracy(model: TinyLM, task: Task, num_examples: int, generator: torch.Gen
     return right / total
 
 
-def _draw(segments: Sequence[Segment], generator: torch.Generator) -> Batch:
-    shares = torch.tensor([segment.share for segment in segments])
-    segment = segments[int(torch.multinomial(shares, 1, generator=generator))]
-    return segment.task.sample(segment.batch_size, generator)
+Source = Callable[[torch.Generator], Batch]
+
+
+def _sources(segments: Sequence[Segment], seed: int) -> list[tuple[float, Source]]:
+    """Share of each segment, and how to draw a batch of it."""
+    once = stream(seed, DATASET_STREAM)
+    return [
+        (segment.share, functools.partial(_fresh, segment) if segment.num_examples is None else _Dataset(segment, once))
+        for segment in segments
+    ]
+
+
+def _draw(sources: Sequence[tuple[float, Source]], generator: torch.Generator) -> Batch:
+    shares = torch.tensor([share for share, _ in sources])
+    _, source = sources[int(torch.multinomial(shares, 1, generator=generator))]
+    return source(generator)
+
+
+def _fresh(segment: Segment, generator: torch.Generator) -> Batch:
+    batch = segment.task.sample(segment.batch_size, generator)
+    return batch.with_next_tokens() if segment.task.every_token else batch
+
+
+class _Dataset:
+    """Batches from a fixed number of examples."""
+
+    def __init__(self, segment: Segment, once: torch.Generator):
+        self.batch_size = segment.batch_size
+        whole = replace(segment, batch_size=segment.num_examples)
+        self.inputs, self.targets, _ = _fresh(whole, once)
+
+    def __call__(self, generator: torch.Generator) -> Batch:
+        rows = torch.randint(len(self.inputs), (self.batch_size,), generator=generator)
+        return Batch.of(self.inputs[rows], self.targets[rows])
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

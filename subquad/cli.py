@@ -4,6 +4,7 @@ What a subcommand needs is imported when it runs: --help waits for no plotting l
 """
 
 import ast
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -37,34 +38,38 @@ def main(arguments: list[str] | None = None) -> int:
 def recall(
     mixers: str = "",
     recipe: str = "quick",
+    tasks: str = "",
     seq_lens: str = "",
     pairs: str = "",
     d_model: str = "",
     steps: int | None = None,
+    lrs: str = "",
     seeds: str = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     out: Path | None = None,
     resume: bool = False,
 ) -> int:
-    """Train mixers on associative recall beside attention; measure their state and speed; draw the frontier.
+    """Train mixers on recall and other tasks beside attention; measure their state and speed; draw the frontier.
 
     Ends with a table and the paths of records.jsonl, frontier.png and report.html. Lists are separated by commas.
 
     Args:
         mixers: which ones, e.g. attention,based; those of the recipe if empty. `subquad list` names them.
         recipe: the setting; what follows replaces its own. `subquad list` names them.
-        seq_lens: lengths of the sequences, e.g. 64,128.
-        pairs: numbers of key-value pairs, one for each length.
+        tasks: one model for each, e.g. "dyck, copying(num_tokens=16)". `subquad list` names them with their fields.
+        seq_lens: lengths of MQAR's sequences, e.g. 64,128.
+        pairs: numbers of MQAR's key-value pairs, one for each length.
         d_model: widths of every mixer, e.g. 32,64.
         steps: updates of each training.
+        lrs: learning rates, e.g. 1e-3,1e-2.
         seeds: trainings of each model, e.g. 0,1,2.
         device: auto is CUDA where there is one.
         dtype: bfloat16 means autocast; parameters stay float32.
         out: folder to write to; a new one under runs/ if not given.
         resume: go on with an interrupted run: the one in `out`, or the newest of this recipe under runs/.
     """
-    from subquad.benchmarks.recall import plan_recall, run_recall
+    from subquad.benchmarks.recall import parse_tasks, plan_recall, run_recall
     from subquad.benchmarks.report import print_table, write_report
 
     asked = {
@@ -72,10 +77,13 @@ def recall(
         "seq_lens": _numbers("seq-lens", seq_lens),
         "pairs": _numbers("pairs", pairs),
         "d_models": _numbers("d-model", d_model),
+        "lrs": _numbers("lrs", lrs, float),
         "seeds": _numbers("seeds", seeds),
+        "steps": steps,
     }
     try:
-        plan = plan_recall(recipe=recipe, steps=steps, device=device, dtype=dtype, out=out, resume=resume, **asked)
+        asked["tasks"] = parse_tasks(tasks)
+        plan = plan_recall(recipe=recipe, device=device, dtype=dtype, out=out, resume=resume, **asked)
     except ValueError as error:
         raise UsageError(error) from None
     try:
@@ -375,15 +383,18 @@ def linearize(
 
 
 def list_names() -> int:
-    """Name the ops, mixers, tasks and recipes."""
+    """Name the ops, mixers, recipes, and tasks with their fields."""
     from subquad.benchmarks.recipes import RECIPES
     from subquad.benchmarks.tasks import TASKS
     from subquad.kernels import OPS
     from subquad.mixers import HYBRIDS, MIXERS
 
-    rooms = {"ops": OPS, "mixers": MIXERS, "hybrids": HYBRIDS, "tasks": TASKS, "recipes": RECIPES}
+    rooms = {"ops": OPS, "mixers": MIXERS, "hybrids": HYBRIDS, "recipes": RECIPES}
     for room, names in rooms.items():
         print(f"{room:9}{', '.join(names)}")
+    print("tasks")
+    for name, task in TASKS.items():
+        print(f"  {name}({', '.join(f'{field.name}={field.default!r}' for field in dataclasses.fields(task))})")
     return 0
 
 
@@ -402,11 +413,12 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
+def _numbers(option: str, text: str, kind: type = int) -> tuple:
     try:
-        return tuple(int(name) for name in _names(text))
+        return tuple(kind(name) for name in _names(text))
     except ValueError:
-        raise UsageError(f"--{option}: expected whole numbers separated by commas, got {text!r}") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise UsageError(f"--{option}: expected {what} separated by commas, got {text!r}") from None
 
 
 def _layers(text: str) -> slice | tuple[int, ...] | None:

@@ -13,10 +13,10 @@ WORKING_SHARE = 0.95  # a learning rate works if its accuracy is at least this s
 
 
 class Test(NamedTuple):
-    """One size of the task on which models are tested."""
+    """One task on which models are tested."""
 
     seq_len: int
-    num_pairs: int
+    label: str
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Run:
     seed: int
     steps: int
     accuracy: float
-    segments: list[dict]  # seq_len, num_pairs, accuracy
+    segments: list[dict]  # label, seq_len, accuracy
     loss_curve: list[list[float | None]]  # step, loss; None where it overflowed
     state_bytes: int  # of one sequence
     train_seconds: float
@@ -217,7 +217,7 @@ def _order(row: Row) -> list[tuple]:
 
 
 def tests_of(run: Run) -> dict[Test, float]:
-    return {Test(part["seq_len"], part["num_pairs"]): part["accuracy"] for part in run.segments}
+    return {Test(part["seq_len"], part["label"]): part["accuracy"] for part in run.segments}
 
 
 def _choices(runs: list[Run]) -> tuple[Choice, ...]:

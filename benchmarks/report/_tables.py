@@ -89,8 +89,13 @@ def explain(results: Results) -> str:
     lrs = f"at the best of {num_lrs} learning rates" if num_lrs > 1 else "at one learning rate"
     seeds = f"over {num_seeds} seeds, ± half the distance from best to worst" if num_seeds > 1 else "one seed"
     missing = f" Left out, for they lack tests: {', '.join(results.unfinished)}." if results.unfinished else ""
+    of_mqar = next((test.label for test in results.rows[0].segments if " in " in test.label), None)
+    example = ""
+    if of_mqar is not None:
+        pairs, length = of_mqar.split(" in ")
+        example = f'; "{of_mqar}" is the test with {pairs} pairs in {length} tokens'
     return (
-        'Accuracy in % of the answers; "4 in 64" is the test with 4 pairs in 64 tokens. Mean: over the tests, '
+        f"Accuracy in % of the answers{example}. Mean: over the tests, "
         f"{lrs}, {seeds}. State: bytes that one sequence carries. Decoding: one sequence.{missing}"
     )
 
@@ -117,8 +122,8 @@ def format_count(count: float) -> str:
     return f"{count:.3g}"
 
 
-def _test_heading(test: Test) -> tuple[str, str]:
-    return f"{test.num_pairs} in", str(test.seq_len)
+def _test_heading(test: Test) -> tuple[str, ...]:
+    return tuple(test.label.replace("(", " (").rsplit(" ", 1))
 
 
 def _percent(accuracy: float) -> str:

@@ -1,6 +1,7 @@
 """The one interface every task keeps."""
 
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from typing import ClassVar, NamedTuple
 
 from torch import Generator, Tensor
@@ -23,16 +24,35 @@ class Batch(NamedTuple):
         """(a,) the tokens asked for, in the order of `positions`."""
         return self.targets.flatten()[self.positions]
 
+    def with_next_tokens(self) -> "Batch":
+        """The same, with the next token due wherever no answer is; only the last position may stay without."""
+        following = self.inputs.roll(-1, dims=1)
+        following[:, -1] = NO_ANSWER
+        return Batch.of(self.inputs, self.targets.where(self.targets != NO_ANSWER, following))
+
 
 class Task(ABC):
     """A family of sequences with questions. Subclasses are frozen dataclasses: their fields are the difficulty.
 
+    every_token: training is on every next token beside the answers, as published; testing is on the answers.
     bottleneck: every answer must be read from the last token's hidden state alone.
     """
 
     seq_len: int
     vocab_size: int
+    every_token: ClassVar[bool] = False
     bottleneck: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        """What a table calls it: the name, and the fields that are not at their defaults."""
+        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(changed)})" if changed else type(self).__name__
+
+    @property
+    def tests(self) -> tuple["Task", ...]:
+        """On what a model is tested that was trained on this."""
+        return (self,)
 
     @abstractmethod
     def sample(self, n: int, generator: Generator) -> Batch:

@@ -58,6 +58,11 @@ class MQAR(Task):
         )
 
     @property
+    def label(self) -> str:
+        passes = f", {self.num_passes} passes" if self.num_passes > 1 else ""
+        return f"{self.num_pairs} in {self.seq_len}{passes}"
+
+    @property
     def chance(self) -> float:
         return 1 / self.num_pairs
 

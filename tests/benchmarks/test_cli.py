@@ -9,6 +9,7 @@ import pytest
 
 from subquad import cli
 from subquad.benchmarks.recipes import RECIPES
+from subquad.benchmarks.tasks import TASKS
 from subquad.kernels import OPS
 from subquad.mixers import HYBRIDS, MIXERS
 
@@ -47,6 +48,17 @@ def test_recall_from_end_to_end_and_its_report_again(tmp_path):
     assert all(path.exists() for path in written)
 
 
+def test_other_tasks_and_learning_rates_from_end_to_end(tmp_path, capsys):
+    asked = ["--mixers", "attention", "--tasks", "dyck(seq_len=8), identity", "--lrs", "1e-3,1e-2", "--d-model", "8"]
+    assert cli.main(["recall", *asked, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    labels = [[part["label"] for part in record["segments"]] for record in records]
+    assert labels == 2 * [["Dyck(seq_len=8)"]] + 2 * [["Identity", "Identity(split=test)"]]
+    assert "Dyck" in capsys.readouterr().out
+    assert "numbers separated by commas" in refuse(capsys, "recall", "--lrs", "fast")
+    assert "unknown task 'dyke'" in refuse(capsys, "recall", "--tasks", "dyke")
+
+
 def test_help_comes_without_benchmarks_and_plotting():
     program = (
         "import sys; from subquad.cli import main\n"
@@ -62,7 +74,8 @@ def test_help_comes_without_benchmarks_and_plotting():
 def test_list_names_everything(capsys):
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in (*OPS, *MIXERS, *HYBRIDS, *RECIPES, "mqar"))
+    assert all(name in said for name in (*OPS, *MIXERS, *HYBRIDS, *RECIPES, *TASKS))
+    assert "copying(num_tokens=32, vocab_size=32)" in said
 
 
 def test_unknown_names_list_the_known_ones(capsys, tmp_path):

@@ -126,3 +126,20 @@ def test_cross_entropy_under_autocast_keeps_a_float32_loss():
 def test_cross_entropy_stays_exact_where_the_probability_underflows():
     hidden, weight = torch.tensor([[200.0]]), torch.tensor([[1.0], [-1.0]])
     assert linear_cross_entropy(hidden, weight, torch.tensor([1])).item() == 400.0
+
+
+def test_a_bottleneck_reads_the_last_token_alone_and_knows_the_position():
+    model = TinyLM(build_layers("base_conv,sliding_window", 16, 2), 16, vocab_size=8, bottleneck=True)
+    tokens = torch.randint(8, (3, 10), generator=torch.Generator().manual_seed(0))
+    whole = model(tokens)
+    at = torch.tensor([0, 7, 11, 29])
+    assert whole.shape == (3, 10, 16)
+    assert torch.allclose(model(tokens, at), whole.flatten(0, 1)[at], atol=1e-6)
+    assert not torch.allclose(whole[:, 0], whole[:, 1], atol=1e-3)
+    hidden = []
+    model.decoder.register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
+    model(tokens)
+    assert hidden[0].shape == (3, 1, 16)
+    plain = TinyLM(build_layers("base_conv,sliding_window", 16, 2), 16, vocab_size=8)
+    plain.load_state_dict({n: p for n, p in model.state_dict().items() if not n.startswith("decoder")})
+    assert torch.allclose(hidden[0][:, 0], plain(tokens)[:, -1], atol=1e-6)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 
 from subquad.benchmarks import _plan, recall, records
 from subquad.benchmarks._plan import SETTINGS_FILE, plan_recall
-from subquad.benchmarks.recall import CHECKPOINTS, run_recall
-from subquad.benchmarks.recipes import RECIPES, Recipe, Size, quick
+from subquad.benchmarks.recall import CHECKPOINTS, parse_tasks, run_recall
+from subquad.benchmarks.recipes import RECIPES, Course, Part, Recipe, quick
+from subquad.benchmarks.tasks import MQAR, TASKS, Compression, Copying, Dyck, FuzzyRecall
 from subquad.mixers import MIXERS
 
 TIMED = ("train_seconds", "throughput")  # what two equal runs may differ in, with the command that made them
@@ -22,13 +24,13 @@ TIMED = ("train_seconds", "throughput")  # what two equal runs may differ in, wi
 
 def tiny() -> Recipe:
     """Three trainings of a second at most."""
-    recipe = quick().with_sizes((Size(16, 2), Size(8, 1))).with_widths((8,))
+    tasks = tuple(MQAR(seq_len=seq_len, num_pairs=pairs, vocab_size=16) for seq_len, pairs in ((16, 2), (8, 1)))
+    recipe = replace(quick(), courses=(Course(tuple(map(Part, tasks)), tasks),)).with_widths((8,))
     candidates = (*recipe.candidates_of("attention"), *recipe.candidates_of("base_conv"))
     return replace(
         recipe,
         name="tiny",
         candidates=candidates,
-        vocab_size=16,
         max_batch=4,
         steps=30,
         num_evaluations=10,
@@ -68,7 +70,7 @@ def test_a_record_tells_all(tmp_path):
     assert first["baseline"] and not last["baseline"] and first["options"] == {"num_heads": 1}
     assert first["model"]["d_model"] == 8 and first["model"]["num_layers"] == 2
     assert first["model"]["num_parameters"] == 16 * 8 + 3 * 2 * 8 + (8 * 8 + 8 + 8 * 3 + 8) + 4 * 8 * 8
-    assert [(part["seq_len"], part["num_pairs"]) for part in first["segments"]] == [(16, 2), (8, 1)]
+    assert [part["label"] for part in first["segments"]] == ["2 in 16", "1 in 8"]
     assert first["accuracy"] == pytest.approx(sum(part["accuracy"] for part in first["segments"]) / 2)
     assert [step for step, _ in first["loss_curve"]] == list(range(3, 31, 3)) and first["steps"] == 30
     # keys and values of all tokens, and the two inputs that a filter of width 3 holds
@@ -149,6 +151,7 @@ def test_a_resumed_run_keeps_the_levers_it_began_with(tmp_path, monkeypatch):
         ({"seq_lens": [16], "pairs": [5]}, r"num_pairs \* \(num_passes \+ 1\) = 20; got MQAR"),
         ({"seq_lens": [-16], "pairs": [1]}, "seq_len must be even and at least"),
         ({"seq_lens": [512], "pairs": [128]}, "vocab_size must be at least"),
+        ({"tasks": [Dyck()], "pairs": [2]}, "where tasks are named, give sizes with each task"),
         ({"d_models": [0]}, "d_model must be at least 1"),
         ({"d_models": [7]}, "even"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
@@ -211,3 +214,46 @@ def test_every_mixer_can_be_asked_for(tmp_path):
     plan = plan_recall(recipe="tiny", mixers=[*MIXERS, "hybrid"], d_models=[8, 16], out=tmp_path)
     assert {job.candidate.mixer for job in plan.jobs} == {*MIXERS, "hybrid"}
     assert {job.d_model for job in plan.jobs} == {8, 16}
+
+
+def test_a_model_is_trained_for_each_task_and_tested_as_the_task_says(tmp_path):
+    tasks = parse_tasks("compression(seq_len=6), fuzzy_recall(seq_len=12), composition")
+    plan = plan_recall(recipe="tiny", mixers=["attention"], tasks=tasks, seeds=[0], lrs=[1e-3, 1e-2], out=tmp_path)
+    found = run_recall(plan)
+    assert [record["lr"] for record in found] == 3 * [1e-3, 1e-2]
+    assert [[part["label"] for part in record["segments"]] for record in found[::2]] == [
+        ["Compression(seq_len=6)"],
+        ["FuzzyRecall(seq_len=12, full_keys=True)"],
+        ["Composition", "Composition(split=test)", "Composition(split=test, which=held_out)"],
+    ]
+    assert found[0]["task"]["train"][0]["task"] == "Compression" and found[0]["segments"][0]["chance"] == 1 / 15
+    assert plan_recall(recipe="tiny", mixers=["attention"], tasks=tasks, seeds=[0], lrs=[1e-3, 1e-2], out=tmp_path,
+                       resume=True).settings == plan.settings  # fmt: skip
+    with pytest.raises(ValueError, match="differs in courses"):
+        plan_recall(recipe="tiny", mixers=["attention"], tasks=tasks[:2], seeds=[0], lrs=[1e-3, 1e-2], out=tmp_path,
+                    resume=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_can_be_trained_on(name, tmp_path):
+    plan = plan_recall(recipe="tiny", mixers=["attention"], tasks=[TASKS[name]()], seeds=[0], steps=1, out=tmp_path)
+    plan = replace(plan, recipe=replace(plan.recipe, num_validation=1, num_test=1, max_batch=2))
+    (record,) = run_recall(plan)
+    assert len(record["segments"]) == len(TASKS[name]().tests) and not record["diverged"]
+
+
+def test_tasks_of_the_command_line():
+    assert parse_tasks("") == ()
+    assert parse_tasks("dyck, copying(num_tokens=16, vocab_size=9)") == (Dyck(), Copying(num_tokens=16, vocab_size=9))
+    assert parse_tasks("fuzzy_recall(full_keys=True)") == (FuzzyRecall(full_keys=True),)
+    assert parse_tasks("compression()") == (Compression(),)
+    for text, message in (
+        ("dyke", "unknown task 'dyke'; expected some of mqar, forgetting_mqar"),
+        ("copying(16)", "copying has no fields without names; its fields are num_tokens, vocab_size"),
+        ("copying(tokens=16)", "copying has no 'tokens'; its fields are num_tokens, vocab_size"),
+        ("copying(num_tokens=0)", "num_tokens must be at least 1"),
+        ("copying(num_tokens=", "expected tasks as name"),
+        ("copying(num_tokens=open('x'))", "expected tasks as name"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            parse_tasks(text)

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, asdict
 import pytest
 import torch
 
-from subquad.benchmarks.recipes import RECIPES, Size, based_frontier, mqar_2026, quick, zoology_figure2
+from subquad.benchmarks.recipes import RECIPES, based_frontier, mqar_2026, quick, zoology_figure2
 from subquad.mixers import HYBRIDS, MIXERS
 
 ALL = pytest.mark.parametrize("recipe", [make() for make in RECIPES.values()], ids=RECIPES)
@@ -13,11 +13,11 @@ ALL = pytest.mark.parametrize("recipe", [make() for make in RECIPES.values()], i
 
 @ALL
 def test_every_model_of_a_recipe_can_be_built(recipe):
-    length = max(size.seq_len for size in recipe.test_sizes)
+    tasks = [task for problem in recipe.problems() for task in problem.tests]
     for candidate in recipe.candidates:
         for d_model in candidate.d_models:
             with torch.device("meta"):
-                model = candidate.build(d_model, recipe.vocab_size, length)
+                model = candidate.build(d_model, tasks[0].vocab_size, max(task.seq_len for task in tasks))
             assert len(model.blocks) == 2
 
 
@@ -86,7 +86,7 @@ def test_2026_has_every_mixer_with_and_without_a_short_convolution_and_as_many_p
     sizes = {}
     for candidate in recipe.candidates:
         with torch.device("meta"):
-            model = candidate.build(64, recipe.vocab_size, 256)
+            model = candidate.build(64, 256, 256)
         mixer = model.blocks[0].mixer
         sizes[candidate.mixer, candidate.options.get("conv_width")] = sum(p.numel() for p in mixer.parameters())
         if candidate.mixer not in ("s4d", "h3", "rwkv7"):  # of a filter of its own, or one under another name
@@ -96,7 +96,7 @@ def test_2026_has_every_mixer_with_and_without_a_short_convolution_and_as_many_p
 
 
 def test_sizes_and_widths_replace_the_recipes_own():
-    recipe = quick().with_sizes((Size(16, 2), Size(32, 4))).with_widths((8, 16))
+    recipe = quick().with_sizes(((16, 2), (32, 4))).with_widths((8, 16))
     (problem,) = recipe.problems()
     assert [(task.seq_len, task.num_pairs) for task in problem.tests] == [(16, 2), (32, 4)]
     assert [segment.task for segment in problem.segments] == list(problem.tests)

@@ -36,7 +36,7 @@ def printed(folder, **options):
 
 def test_best_learning_rate_by_the_mean_over_seeds(tmp_path):
     grid = {(1e-3, 0): 0.2, (1e-3, 1): 0.3, (1e-2, 0): 0.9, (1e-2, 1): 0.1, (3e-2, 0): 0.6, (3e-2, 1): 0.58}
-    segments = [{"seq_len": 64, "num_pairs": 4}]
+    segments = [{"label": "4 in 64", "seq_len": 64}]
     records = [
         make_record("based", lr=lr, seed=seed, accuracy=a, segments=[segments[0] | {"accuracy": a}])
         for (lr, seed), a in grid.items()
@@ -51,7 +51,7 @@ def test_best_learning_rate_by_the_mean_over_seeds(tmp_path):
 def test_working_learning_rates_are_within_five_percent_of_the_best(tmp_path):
     accuracies = {1e-4: 0.5, 1e-3: 0.77, 1e-2: 0.8, 1e-1: 0.75}
     records = [
-        make_record("based", lr=lr, accuracy=a, segments=[{"seq_len": 64, "num_pairs": 4, "accuracy": a}])
+        make_record("based", lr=lr, accuracy=a, segments=[{"label": "4 in 64", "seq_len": 64, "accuracy": a}])
         for lr, a in accuracies.items()
     ]
     (row,) = rows_from(tmp_path, *records)
@@ -62,7 +62,8 @@ def test_working_learning_rates_are_within_five_percent_of_the_best(tmp_path):
 def test_segments_are_means_over_seeds_at_the_best_rate(tmp_path):
     records = [make_record("hyena", seed=seed) for seed in (0, 1)]
     (row,) = rows_from(tmp_path, *records)
-    for index, test in enumerate(TESTS):
+    for index, (seq_len, num_pairs) in enumerate(TESTS):
+        test = (seq_len, f"{num_pairs} in {seq_len}")
         assert row.segments[test] == pytest.approx(sum(r["segments"][index]["accuracy"] for r in records) / 2)
     assert row.accuracy == pytest.approx(sum(r["accuracy"] for r in records) / 2)
 
@@ -92,19 +93,23 @@ def test_options_of_none_and_of_a_number_are_rows_in_this_order(tmp_path):
 def test_one_model_for_each_test_makes_one_row(tmp_path):
     records = [
         make_record(
-            "based", lr=lr, accuracy=a, segments=[{"seq_len": t, "num_pairs": t // 16, "accuracy": a}], task={"t": t}
+            "based",
+            lr=lr,
+            accuracy=a,
+            segments=[{"label": f"{t // 16} in {t}", "seq_len": t, "accuracy": a}],
+            task={"t": t},
         )
         for t, lr, a in ((64, 1e-3, 0.9), (64, 1e-2, 0.5), (128, 1e-3, 0.3), (128, 1e-2, 0.7))
     ]
     (row,) = rows_from(tmp_path, *records)
-    assert row.segments == {(64, 4): 0.9, (128, 8): 0.7}
+    assert row.segments == {(64, "4 in 64"): 0.9, (128, "8 in 128"): 0.7}
     assert row.accuracy == pytest.approx(0.8)
     assert make_columns([row])[-1].cells[0].startswith("0.001 / 0.01")
 
 
 def test_a_row_that_lacks_a_test_is_left_out_and_named(tmp_path):
     def single(mixer, t):
-        return make_record(mixer, segments=[{"seq_len": t, "num_pairs": 4, "accuracy": 0.5}], task={"t": t})
+        return make_record(mixer, segments=[{"label": f"4 in {t}", "seq_len": t, "accuracy": 0.5}], task={"t": t})
 
     folder = write_records(tmp_path, [single("attention", 64), single("attention", 128), single("hyena", 64)])
     assert [row.name for row in rows_of(folder)] == ["attention"]
@@ -113,7 +118,7 @@ def test_a_row_that_lacks_a_test_is_left_out_and_named(tmp_path):
 
 def test_run_without_one_complete_row_is_refused(tmp_path):
     records = [
-        make_record(mixer, segments=[{"seq_len": t, "num_pairs": 4, "accuracy": 0.5}], task={"t": t})
+        make_record(mixer, segments=[{"label": f"4 in {t}", "seq_len": t, "accuracy": 0.5}], task={"t": t})
         for mixer, t in (("attention", 64), ("hyena", 128))
     ]
     with pytest.raises(ValueError, match="before any mixer had all 2 tests"):
@@ -163,7 +168,7 @@ def test_overflowed_loss_and_zero_accuracy_are_drawn(tmp_path):
     diverged = make_record(
         "hyena",
         accuracy=0.0,
-        segments=[{"seq_len": t, "num_pairs": n, "accuracy": 0.0} for t, n in TESTS],
+        segments=[{"label": f"{n} in {t}", "seq_len": t, "accuracy": 0.0} for t, n in TESTS],
         loss_curve=[[20, 5.0], [40, None]],
     )
     assert write_report(write_records(tmp_path, [make_record("attention"), diverged]))
@@ -311,3 +316,16 @@ def test_ticks_are_few_and_round(tmp_path):
         assert 2 <= len(ticks) <= 6
         assert all(low <= tick <= high for tick in ticks)
         assert all(json.loads(re.sub("[A-Za-z ]+$", "", cost.show(tick))) > 0 for tick in ticks)
+
+
+def test_a_test_of_another_task_is_called_what_it_is(tmp_path):
+    label = "Copying(num_tokens=8)"
+    write_records(
+        tmp_path,
+        [
+            make_record(mixer, segments=[{"label": name, "seq_len": 16, "accuracy": 0.5} for name in (label, "Dyck")])
+            for mixer in ("attention", "based")
+        ],
+    )
+    said = markdown_table(tmp_path)
+    assert "| Copying (num_tokens=8) | Dyck | mean |" in said and "pairs in" not in said

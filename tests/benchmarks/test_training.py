@@ -10,7 +10,7 @@ from torch import nn
 
 from subquad.benchmarks import training
 from subquad.benchmarks.model import TinyLM
-from subquad.benchmarks.tasks import MQAR, TASKS
+from subquad.benchmarks.tasks import MQAR, NO_ANSWER, TASKS
 from subquad.benchmarks.training import Schedule, Segment, evaluate, seeded_model, stream, train, update
 from subquad.mixers import MIXERS, build_layers
 
@@ -175,3 +175,40 @@ def _counting(sample, seen):
 def test_the_trainer_names_no_mixer_and_no_task():
     words = set(re.findall(r"\w+", Path(training.__file__).read_text().lower()))
     assert not words & {*MIXERS, *TASKS}
+
+
+def test_a_dataset_is_drawn_once_and_batches_come_from_it():
+    task = MQAR(num_pairs=1, seq_len=8, vocab_size=512)
+    (_, source), (_, same), (_, other) = (
+        training._sources([Segment(task=task, batch_size=16, num_examples=5)], seed)[0] for seed in (0, 0, 1)
+    )
+    assert torch.equal(source.inputs, same.inputs) and not torch.equal(source.inputs, other.inputs)
+    rows = {tuple(row) for row in source.inputs.tolist()}
+    generator = stream(0, training.TRAINING_STREAM)
+    batches = [source(generator) for _ in range(20)]
+    assert {tuple(row) for batch in batches for row in batch.inputs.tolist()} == rows and len(rows) == 5
+    assert all(torch.equal(task.solve(batch.inputs), batch.targets) for batch in batches)
+    assert all(len(batch.positions) == 16 for batch in batches)
+    with pytest.raises(ValueError, match="num_examples must be at least 1, or None, got 0"):
+        Segment(task=task, batch_size=1, num_examples=0)
+
+
+def test_few_examples_are_learned_by_heart():
+    """Fresh test examples are then not answered: the model saw six rows again and again."""
+    task = MQAR(num_pairs=2, seq_len=12, vocab_size=64)
+    schedule = replace(SCHEDULE, steps=300, evaluate_every=100)
+    model = seeded_model(lambda: TinyLM(build_layers("base_conv,attention", 16, 2), 16, vocab_size=64), 0)
+    found = train(model, (Segment(task=task, batch_size=8, num_examples=6),), (task,), schedule, lr=1e-2, seed=0)
+    assert found.curve[-1].loss < 0.1 and found.accuracy < 0.5
+
+
+@pytest.mark.parametrize("num_examples", [None, 3])
+def test_training_on_every_token_is_on_the_next_one_wherever_no_answer_is_due(num_examples):
+    task = TASKS["noisy_recall"](num_pairs=5)
+    ((_, source),) = training._sources([Segment(task=task, batch_size=4, num_examples=num_examples)], 0)
+    batch = source(stream(0, training.TRAINING_STREAM))
+    answers = task.solve(batch.inputs)
+    following = torch.cat((batch.inputs[:, 1:], torch.full((4, 1), NO_ANSWER)), dim=1)
+    assert torch.equal(batch.targets, answers.where(answers != NO_ANSWER, following))
+    assert torch.equal(answers[:, :-1][answers[:, :-1] != NO_ANSWER], following[:, :-1][answers[:, :-1] != NO_ANSWER])
+    assert len(batch.positions) == batch.targets.numel()

@@ -1,6 +1,6 @@
 """What all anchor functions share: the sequence, where anchors stand, and which keys are held out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -33,6 +33,11 @@ class AnchorTask(Task):
             (self.split in SPLITS, f"split must be one of {', '.join(SPLITS)}"),
             (self.seq_len >= self.shortest, f"seq_len must be at least {self.shortest}"),
         )
+
+    @property
+    def tests(self) -> tuple[Task, ...]:
+        """Keys that were trained on, and those held out."""
+        return tuple(replace(self, split=split) for split in SPLITS)
 
     @property
     def shortest(self) -> int:

@@ -1,12 +1,12 @@
 """Composition: two anchors, applied one after the other; Synonym: one of them under another name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 from torch import Generator, Tensor
 
-from .._task import Batch, need, no_answers
+from .._task import Batch, Task, need, no_answers
 from ._anchor import FIRST_KEY, AnchorTask, drawn, last_answer
 
 OFFSETS = {1: 5, 2: 1, 3: -2, 4: -8, 9: -2}  # 9 means what 3 means
@@ -38,6 +38,11 @@ class Composition(AnchorTask):
             (self.which in WHICH, f"which must be one of {', '.join(WHICH)}"),
             (bool(self.pairs) and set(sum(self.pairs, ())) <= set(OFFSETS), "pairs must be of the anchors 1 .. 4"),
         )
+
+    @property
+    def tests(self) -> tuple[Task, ...]:
+        """Keys that were trained on and held-out ones with pairs that were trained on; and held-out keys and pairs."""
+        return (*super().tests, replace(self, split="test", which="held_out"))
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:

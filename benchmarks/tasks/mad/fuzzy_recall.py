@@ -1,6 +1,7 @@
 """FuzzyRecall: recall where keys and values are motifs of several tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -12,14 +13,14 @@ from .._task import NO_ANSWER, Batch, Task, need, no_answers
 class FuzzyRecall(Task):
     """The value of a key that was seen before, both of up to three tokens (MAD, arXiv 2403.17844, and its generator).
 
-    FuzzyRecall(seq_len=15, vocab_size=13, key_motif=2, value_motif=2)
+    FuzzyRecall(seq_len=15, vocab_size=13, key_motif=2, value_motif=2, full_keys=True)
     inputs   12 12  1  4  8  0  3  9  6  1  4  8  0  3  9      12 is padding; 1 4 has the value 8, and 0 3 has 9 6
     targets   .  .  .  .  .  .  .  .  .  .  8  .  .  9  6
 
     A motif is an ordered choice of distinct tokens. Pairs follow one another; a probe among them stands again at the
     end, its key whole and its value but for the last token. An answer is due wherever a token of the value of a key
-    seen before comes next. The sequence is padded at the left. MAD trains with keys of any length on every next token
-    (`Segment(next_token=True)`) and tests with keys of full length.
+    seen before comes next. The sequence is padded at the left. As published, training is with keys of any length and on
+    every next token, testing with keys of full length.
 
     Fields:
         seq_len: length.
@@ -32,7 +33,9 @@ class FuzzyRecall(Task):
     vocab_size: int = 16
     key_motif: int = 3
     value_motif: int = 3
-    full_keys: bool = True
+    full_keys: bool = False
+
+    every_token: ClassVar[bool] = True
 
     def __post_init__(self):
         need(
@@ -47,6 +50,10 @@ class FuzzyRecall(Task):
                 "seq_len must be at least 2 * (key_motif + value_motif), for the probe",
             ),
         )
+
+    @property
+    def tests(self) -> tuple[Task, ...]:
+        return (replace(self, full_keys=True),)
 
     @property
     def chance(self) -> float:

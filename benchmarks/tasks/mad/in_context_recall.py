@@ -1,6 +1,7 @@
 """InContextRecall: a stream of key-value pairs in which keys come again; NoisyRecall: with noise among them."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -16,8 +17,8 @@ class InContextRecall(Task):
     inputs    2  7  1  5  2  7  1      keys are 0 .. 3, values 4 .. 7
     targets   .  .  .  .  7  .  5
 
-    Each key has one value within a sequence. The last key is drawn among those seen; its value is not read. MAD trains
-    on every next token, and tests on these answers: `Segment(next_token=True)`.
+    Each key has one value within a sequence. The last key is drawn among those seen; its value is not read. Training is
+    on every next token, as published.
 
     Fields:
         num_pairs: pairs in the stream. vocab_size: number of token ids, half of them keys.
@@ -28,6 +29,7 @@ class InContextRecall(Task):
 
     noise_ids = 0
     noise_share = 0.0
+    every_token: ClassVar[bool] = True
 
     def __post_init__(self):
         self._check()

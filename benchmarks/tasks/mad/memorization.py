@@ -42,16 +42,20 @@ class Memorization(Task):
 
     @property
     def chance(self) -> float:
-        return 1 / len(self._map)
+        return 1 / self._num_keys
+
+    @property
+    def _num_keys(self) -> int:
+        return (self.vocab_size - 1) // 2
 
     @cached_property
     def _map(self) -> Tensor:
         """(keys,) the value of each key."""
-        num_keys = (self.vocab_size - 1) // 2
-        return num_keys + torch.randperm(num_keys, generator=torch.Generator().manual_seed(self.map_seed))
+        order = torch.randperm(self._num_keys, generator=torch.Generator().manual_seed(self.map_seed))
+        return self._num_keys + order
 
     def sample(self, n: int, generator: Generator) -> Batch:
-        keys = torch.randint(len(self._map), (n, self.num_pairs), generator=generator)
+        keys = torch.randint(self._num_keys, (n, self.num_pairs), generator=generator)
         inputs = torch.stack((keys, torch.full_like(keys, self.vocab_size - 1)), dim=2).flatten(1)
         return Batch.of(inputs, self.solve(inputs))
 
