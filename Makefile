@@ -13,5 +13,5 @@ test: $(READY)
 # The stamp is written last, so the next run begins an interrupted installation anew.
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,hf,dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,hf,ray,dev]'
 	touch $(READY)

@@ -126,6 +126,7 @@ def plan_recall(
     steps: int | None = None,
     lrs: Sequence[float] = (),
     seeds: Sequence[int] = (),
+    give_up_after: float | None = None,
     device: str = "auto",
     dtype: str = "float32",
     out: Path | None = None,
@@ -143,6 +144,7 @@ def plan_recall(
         steps: updates of each training.
         lrs: learning rates at which every model is trained.
         seeds: trainings of each model and learning rate.
+        give_up_after: share of the steps after which a training that is near chance stops; None lets all go on.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         dtype: "float32", or "bfloat16" for autocast.
         out: folder to write to; if None a new one under runs/, or with `resume` the newest of this recipe.
@@ -158,6 +160,7 @@ def plan_recall(
     chosen = replace(
         chosen,
         steps=chosen.steps if steps is None else steps,
+        give_up_after=chosen.give_up_after if give_up_after is None else give_up_after,
         lrs=tuple(lrs) or chosen.lrs,
         seeds=tuple(seeds) or chosen.seeds,
     )

@@ -80,6 +80,7 @@ class Recipe:
     num_evaluations: validations, curve points and checkpoints of a full training.
     warmup_share: of the steps.
     lrs, seeds: every model is trained with each; the best learning rate is reported.
+    give_up_after: as in Schedule.
     contexts: lengths at which decoding is timed. throughput_seconds: to spend on timing each model.
     """
 
@@ -100,6 +101,7 @@ class Recipe:
     warmup_share: float = 0.0
     weight_decay: float = 0.1
     target_accuracy: float = 0.99
+    give_up_after: float | None = None
     num_validation: int = 256
     num_test: int = 1000
 
@@ -155,6 +157,7 @@ class Recipe:
             num_validation=self.num_validation,
             num_test=self.num_test,
             target_accuracy=self.target_accuracy,
+            give_up_after=self.give_up_after,
             weight_decay=self.weight_decay,
         )
 

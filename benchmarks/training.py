@@ -16,6 +16,7 @@ from .model import TinyLM
 from .tasks import Batch, Task
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+HOPE = 0.1  # of the way from chance to 1: a training that has come so far is not given up
 TEST_TOKENS = 1 << 14  # of one batch of a test: small enough for any machine, large enough to be efficient
 TRAINING_STREAM, VALIDATION_STREAM, TEST_STREAM, DATASET_STREAM = range(4)
 
@@ -44,6 +45,8 @@ class Schedule:
 
     steps: at most so many updates; the learning rate rises for `warmup_steps` and falls as a cosine to 0 at `steps`.
     target_accuracy: stop when the mean accuracy over the test tasks, on validation examples, reaches it.
+    give_up_after: stop after this share of the steps if validation has not come above chance by a tenth of what lies
+        between chance and 1; None never gives up. Some mixers begin to learn late, so this may change what comes out.
     evaluate_every: updates between two validations; each writes a point of the curve and a checkpoint.
     num_validation, num_test: examples of each test task.
     """
@@ -54,10 +57,13 @@ class Schedule:
     num_validation: int
     num_test: int
     target_accuracy: float = 1.0
+    give_up_after: float | None = None
     weight_decay: float = 0.1
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        if self.give_up_after is not None and not 0 < self.give_up_after < 1:
+            raise ValueError(f"Schedule: give_up_after must be in (0, 1), or None, got {self.give_up_after}")
         for name in ("steps", "evaluate_every", "num_validation", "num_test"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Schedule: {name} must be at least 1, got {getattr(self, name)}")
@@ -87,6 +93,7 @@ class Run:
     accuracies: list[float]  # one for each test task
     curve: list[Point]
     diverged: bool
+    given_up: bool
     seconds: float
 
     @property
@@ -139,12 +146,14 @@ def train(
             losses.clear()
             accuracies = evaluate(model, tests, schedule.num_validation, stream(seed, VALIDATION_STREAM), dtype=dtype)
             progress.add(loss, sum(accuracies) / len(accuracies), schedule.target_accuracy)
+            progress.consider_giving_up(schedule, sum(task.chance for task in tests) / len(tests))
             progress.seconds = time.perf_counter() - started
             if checkpoint is not None:
                 _save(checkpoint, model, optimizer, data, progress)
         on_step(progress.step, progress.curve[-1].accuracy if progress.curve else None)
     accuracies = evaluate(model, tests, schedule.num_test, stream(seed, TEST_STREAM), dtype=dtype)
-    return Run(progress.step, accuracies, progress.curve, progress.diverged, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Run(progress.step, accuracies, progress.curve, progress.diverged, progress.given_up, seconds)
 
 
 def update(
@@ -247,6 +256,7 @@ class _Progress:
     curve: list[Point] = None
     finished: bool = False
     diverged: bool = False
+    given_up: bool = False
     seconds: float = 0.0
 
     def __post_init__(self):
@@ -256,6 +266,13 @@ class _Progress:
         self.diverged = not math.isfinite(loss)
         self.curve.append(Point(self.step, None if self.diverged else loss, accuracy))
         self.finished = self.diverged or accuracy >= target
+
+    def consider_giving_up(self, schedule: Schedule, chance: float):
+        if schedule.give_up_after is None or self.step < schedule.give_up_after * schedule.steps:
+            return
+        best = max(point.accuracy for point in self.curve)
+        self.given_up = not self.finished and best < chance + HOPE * (1 - chance)
+        self.finished = self.finished or self.given_up
 
 
 def _save(path: Path, model: TinyLM, optimizer: torch.optim.Optimizer, data: torch.Generator, progress: _Progress):

@@ -45,10 +45,14 @@ def recall(
     steps: int | None = None,
     lrs: str = "",
     seeds: str = "",
+    give_up_after: float | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     out: Path | None = None,
     resume: bool = False,
+    ray: str | None = None,
+    cpus: int = 1,
+    gpus: float = 0.0,
 ) -> int:
     """Train mixers on recall and other tasks beside attention; measure their state and speed; draw the frontier.
 
@@ -64,12 +68,18 @@ def recall(
         steps: updates of each training.
         lrs: learning rates, e.g. 1e-3,1e-2.
         seeds: trainings of each model, e.g. 0,1,2.
+        give_up_after: stop trainings that are near chance after this share of their steps, e.g. 0.5.
         device: auto is CUDA where there is one.
         dtype: bfloat16 means autocast; parameters stay float32.
         out: folder to write to; a new one under runs/ if not given.
-        resume: go on with an interrupted run: the one in `out`, or the newest of this recipe under runs/.
+        resume: go on with an interrupted run: the one in `out`, or the newest of this recipe under runs/. Trainings
+            that failed are tried again.
+        ray: run trainings side by side on a Ray cluster: "local" for one on this machine, "auto", or HOST:PORT.
+        cpus: of each training on a cluster. gpus: likewise.
     """
-    from subquad.benchmarks.recall import parse_tasks, plan_recall, run_recall
+    if ray is not None and importlib.util.find_spec("ray") is None:
+        raise UsageError("recall: --ray needs ray; install with: pip install 'subquad[ray]'")
+    from subquad.benchmarks.recall import Cluster, parse_tasks, plan_recall, run_recall
     from subquad.benchmarks.report import print_table, write_report
 
     asked = {
@@ -80,17 +90,22 @@ def recall(
         "lrs": _numbers("lrs", lrs, float),
         "seeds": _numbers("seeds", seeds),
         "steps": steps,
+        "give_up_after": give_up_after,
     }
     try:
+        cluster = None if ray is None else Cluster(address=ray, cpus=cpus, gpus=gpus)
         asked["tasks"] = parse_tasks(tasks)
         plan = plan_recall(recipe=recipe, device=device, dtype=dtype, out=out, resume=resume, **asked)
     except ValueError as error:
         raise UsageError(error) from None
     try:
-        run_recall(plan)
+        run_recall(plan, cluster)
     except KeyboardInterrupt:
         print(f"subquad: interrupted; go on with the same options and --resume --out {plan.folder}", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        again = f"go on with the same options and --resume --out {plan.folder}"
+        raise UsageError(f"recall: stopped by {error}; what was finished is kept; {again}") from None
     _finish(plan.folder, write_report(plan.folder), print_table)
     return 0
 

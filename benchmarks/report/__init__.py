@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ._records import Results, Row, gather, read_runs
+from ._records import Results, Row, read_results
 from ._tables import make_markdown, make_table, natural_width
 
 __all__ = ["markdown_table", "print_table", "write_report"]
@@ -60,4 +60,4 @@ def describe(rows: list[Row]) -> str:
 
 
 def _read(folder: Path) -> Results:
-    return gather(read_runs(Path(folder)))
+    return read_results(Path(folder))

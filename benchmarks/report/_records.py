@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
@@ -23,6 +23,7 @@ class Test(NamedTuple):
 class Run:
     """One training, as its record holds it; the names are the record's keys."""
 
+    job: str
     recipe: str
     mixer: str
     baseline: bool
@@ -163,10 +164,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of the table, and the names of those that lack a test because the run was interrupted."""
+    """The rows of the table, the names of those that lack a test, and what the trainings that failed said."""
 
     rows: list[Row]
     unfinished: list[str]
+    failed: list[str]
+
+
+def read_results(folder: Path) -> Results:
+    """What a folder's records come to; raises as `read_runs` and `gather` do."""
+    runs = read_runs(folder)
+    done = {run.job for run in runs}
+    failures = {r["job"]: r for r in read(folder) if r["kind"] == "recall_failure" and r["job"] not in done}
+    results = gather(runs)
+    return replace(results, failed=[f"{r['label']} ({r['error']})" for r in failures.values()])
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -208,7 +219,7 @@ def gather(runs: list[Run]) -> Results:
     for row in finished:
         best[row.mixer] = max(best[row.mixer], row.accuracy)
     finished.sort(key=lambda row: (not row.baseline, -best[row.mixer], row.mixer, _order(row), row.d_model))
-    return Results(finished, [row.name for row in rows if row not in finished])
+    return Results(finished, [row.name for row in rows if row not in finished], failed=[])
 
 
 def _order(row: Row) -> list[tuple]:

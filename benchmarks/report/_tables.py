@@ -89,6 +89,7 @@ def explain(results: Results) -> str:
     lrs = f"at the best of {num_lrs} learning rates" if num_lrs > 1 else "at one learning rate"
     seeds = f"over {num_seeds} seeds, ± half the distance from best to worst" if num_seeds > 1 else "one seed"
     missing = f" Left out, for they lack tests: {', '.join(results.unfinished)}." if results.unfinished else ""
+    missing += f" Failed: {'; '.join(results.failed)}." if results.failed else ""
     of_mqar = next((test.label for test in results.rows[0].segments if " in " in test.label), None)
     example = ""
     if of_mqar is not None:

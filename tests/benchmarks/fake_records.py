@@ -31,6 +31,7 @@ def make_record(mixer: str, *, d_model: int = 64, lr: float = 1e-2, seed: int = 
     scale = d_model / 64
     return {
         "kind": "recall",
+        "job": f"{mixer}-d{d_model}-lr{lr:g}-seed{seed}",
         "recipe": "quick",
         "mixer": mixer,
         "baseline": mixer == "attention",

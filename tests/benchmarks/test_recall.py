@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from subquad.benchmarks import _plan, recall, records
+from subquad.benchmarks import _plan, _trial, records
 from subquad.benchmarks._plan import SETTINGS_FILE, plan_recall
 from subquad.benchmarks.recall import CHECKPOINTS, parse_tasks, run_recall
 from subquad.benchmarks.recipes import RECIPES, Course, Part, Recipe, quick
@@ -127,7 +127,7 @@ def test_a_killed_run_resumes_to_the_same_records(tmp_path):
 def test_resuming_a_finished_run_changes_nothing(tmp_path, monkeypatch):
     found = run_recall(plan_recall(recipe="tiny", out=tmp_path))
     before = (tmp_path / records.FILE_NAME).read_bytes()
-    monkeypatch.setattr(recall, "train", None)
+    monkeypatch.setattr(_trial, "train", None)
     assert run_recall(plan_recall(recipe="tiny", out=tmp_path, resume=True)) == found
     assert (tmp_path / records.FILE_NAME).read_bytes() == before
 

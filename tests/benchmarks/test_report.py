@@ -329,3 +329,11 @@ def test_a_test_of_another_task_is_called_what_it_is(tmp_path):
     )
     said = markdown_table(tmp_path)
     assert "| Copying (num_tokens=8) | Dyck | mean |" in said and "pairs in" not in said
+
+
+def test_failures_are_told_until_they_are_made_good(tmp_path):
+    failed = {"kind": "recall_failure", "job": "based-d64-lr0.01-seed0", "label": "based() d=64", "error": "E: no room"}
+    write_records(tmp_path, [make_record("attention"), failed])
+    assert "Failed: based() d=64 (E: no room)." in markdown_table(tmp_path)
+    write_records(tmp_path, [make_record("attention"), failed, make_record("based")])
+    assert "Failed" not in markdown_table(tmp_path)

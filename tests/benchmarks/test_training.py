@@ -212,3 +212,23 @@ def test_training_on_every_token_is_on_the_next_one_wherever_no_answer_is_due(nu
     assert torch.equal(batch.targets, answers.where(answers != NO_ANSWER, following))
     assert torch.equal(answers[:, :-1][answers[:, :-1] != NO_ANSWER], following[:, :-1][answers[:, :-1] != NO_ANSWER])
     assert len(batch.positions) == batch.targets.numel()
+
+
+def test_giving_up_is_asked_for_and_spares_what_is_above_chance():
+    task = MQAR(num_pairs=2, seq_len=8, vocab_size=16)  # chance is one half
+    segments = (Segment(task=task, batch_size=4),)
+
+    def given_up(lr, **changes):
+        schedule = replace(SCHEDULE, steps=60, evaluate_every=10, num_validation=64, **changes)
+        found = train(seeded_model(lambda: TinyLM(build_layers("base_conv", 8, 1), 8, 16), 0), segments, (task,),
+                      schedule, lr=lr, seed=0)  # fmt: skip
+        return found.given_up, found.steps
+
+    assert given_up(1e-6) == (False, 60)
+    assert given_up(1e-6, give_up_after=0.5) == (True, 30)
+    easy = Segment(task=SHORT, batch_size=16)
+    schedule = replace(SCHEDULE, steps=200, evaluate_every=20, give_up_after=0.5)
+    found = train(make_model(), (easy,), (SHORT,), schedule, lr=1e-2, seed=0)
+    assert not found.given_up and found.accuracy > 0.9
+    with pytest.raises(ValueError, match="give_up_after must be in \\(0, 1\\), or None, got 1"):
+        replace(SCHEDULE, give_up_after=1)
