@@ -130,7 +130,13 @@ def _record(plan: Plan, job: Job, model: TinyLM, run: Run, state_bytes: int, thr
         "steps": run.steps,
         "accuracy": run.accuracy,
         "segments": [
-            {"label": task.label, "seq_len": task.seq_len, "accuracy": accuracy, "chance": task.chance}
+            {
+                "label": task.label,
+                "accuracy": accuracy,
+                "chance": task.chance,
+                **describe(task),
+                "seq_len": task.seq_len,
+            }
             for task, accuracy in zip(problem.tests, run.accuracies, strict=True)
         ],
         "loss_curve": [[point.step, point.loss] for point in run.curve],

@@ -110,18 +110,21 @@ def recall(
     return 0
 
 
-def report(folder: Path, /, markdown: bool = False) -> int:
-    """Make the table, frontier.png and report.html again from a folder's records alone.
+def report(folder: Path, /, markdown: bool = False, latex: bool = False) -> int:
+    """Make the table, the pictures (PNG and SVG) and report.html again from a folder's records alone.
 
     Args:
         folder: what `subquad recall` wrote to.
         markdown: print the table as markdown instead, and write nothing.
+        latex: print the table for LaTeX with booktabs instead, and write nothing.
     """
-    from subquad.benchmarks.report import markdown_table, print_table, write_report
+    from subquad.benchmarks.report import latex_table, markdown_table, print_table, write_report
 
+    if markdown and latex:
+        raise UsageError("report: --markdown and --latex exclude each other")
     try:
-        if markdown:
-            print(markdown_table(folder))
+        if markdown or latex:
+            print(markdown_table(folder) if markdown else latex_table(folder))
             return 0
         written = write_report(folder)
     except (ValueError, FileNotFoundError) as error:

@@ -1,31 +1,37 @@
-"""Tables, a picture and a page, made from records.jsonl alone. Nothing here needs torch."""
+"""Tables, pictures and a page, made from records.jsonl alone. Nothing here needs torch."""
 
 from pathlib import Path
 
 from rich.console import Console
 
 from ._records import Results, Row, read_results
-from ._tables import make_markdown, make_table, natural_width
+from ._tables import make_latex, make_markdown, make_table, natural_width
 
-__all__ = ["markdown_table", "print_table", "write_report"]
+__all__ = ["latex_table", "markdown_table", "print_table", "write_report"]
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Draw frontier.png and write report.html into the folder that holds records.jsonl; return their paths.
+    """Draw the figures as PNG and SVG and write report.html into the folder that holds records.jsonl.
+
+    Returns:
+        the paths: frontier.png first, report.html last.
 
     Raises:
         FileNotFoundError: no records.jsonl. ValueError: a damaged line, no finished run, or runs that cannot stand
             in one table.
     """
     from ._figure import draw_frontier
+    from ._lines import draw_learning_rates, draw_sizes
     from ._page import write_page
 
     folder = Path(folder)
     results = _read(folder)
-    picture, page = folder / "frontier.png", folder / "report.html"
-    draw_frontier(results.rows, picture, describe(results.rows))
-    write_page(results, page, describe(results.rows))
-    return [picture, page]
+    rows, title = results.rows, describe(results.rows)
+    page = folder / "report.html"
+    written = draw_frontier(rows, folder / "frontier", title)
+    written += draw_sizes(rows, folder / "sizes") + draw_learning_rates(rows, folder / "learning_rates")
+    write_page(results, page, title)
+    return [*written, page]
 
 
 def print_table(folder: Path, console: Console | None = None) -> None:
@@ -44,6 +50,11 @@ def print_table(folder: Path, console: Console | None = None) -> None:
 def markdown_table(folder: Path) -> str:
     """The same table as Markdown. Raises as `write_report` does."""
     return make_markdown(_read(folder))
+
+
+def latex_table(folder: Path) -> str:
+    """The same table for LaTeX with booktabs. Raises as `write_report` does."""
+    return make_latex(_read(folder))
 
 
 def describe(rows: list[Row]) -> str:

@@ -1,4 +1,4 @@
-"""The two costs against which accuracy is drawn: what they are called, how a row pays them, and readable ticks."""
+"""The costs against which accuracy is drawn: what they are called, how a row pays them, and readable ticks."""
 
 import math
 from collections.abc import Callable
@@ -39,17 +39,24 @@ class Cost:
 
 
 def costs(rows: list[Row]) -> list[Cost]:
-    """Bytes of state and, where decoding was measured, tokens per second after the longest common context."""
-    state = Cost("bytes of state that one sequence carries", lambda row: row.state_bytes, format_bytes, _powers_of_two)
+    """Bytes of state and, where measured, tokens trained a second and decoded after the longest common context."""
+    found = [Cost("bytes of state of a sequence", lambda row: row.state_bytes, format_bytes, _powers_of_two)]
+    if any(row.tokens_per_second("train") for row in rows):
+        speed = Cost("tokens trained a second", _train_speed, format_count, _round_decimals)
+        found.append(speed)
     context = longest_context(rows)
     if context is None:
-        return [state]
+        return found
 
     def decode_speed(row: Row) -> float | None:
         return 1e3 / row.decode[context] if context in row.decode else None
 
-    title = f"tokens decoded per second after {context:,} tokens"
-    return [state, Cost(title, decode_speed, format_count, _round_decimals)]
+    title = f"tokens decoded a second after {context:,}"
+    return [*found, Cost(title, decode_speed, format_count, _round_decimals)]
+
+
+def _train_speed(row: Row) -> float | None:
+    return row.tokens_per_second("train")
 
 
 def _powers_of_two(low: float, high: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""frontier.png: accuracy against the two costs of memory, the bytes of the state and the time of a decoded token."""
+"""The frontier for papers: accuracy against bytes of state, tokens trained a second, and tokens decoded a second."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +19,9 @@ from ._style import Curve, make_curves
 
 DPI = 150
 INK, FAINT, GREY = "#222222", "#E4E4E4", "#777777"
+STYLE = {
+    "font.size": 10, "axes.edgecolor": GREY, "text.color": INK, "axes.labelcolor": INK, "svg.hashsalt": "subquad",
+}  # fmt: skip
 ACCURACY_RANGE = (-4, 112)  # in %, with room for labels above 100
 MARKER_RADIUS = 5.0  # points, as all distances below
 POINTS_PER_INCH = 72
@@ -30,24 +33,34 @@ DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -
 ALIGNMENTS = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}
 
 
-def draw_frontier(rows: list[Row], path: Path, title: str) -> None:
-    """Two panels that share the axis of accuracy, a label beside every point or curve."""
+def draw_frontier(rows: list[Row], path: Path, title: str) -> list[Path]:
+    """A panel for each cost, which share the axis of accuracy, a label beside every point or curve.
+
+    Returns:
+        the paths with .png and .svg.
+    """
     curves, shown = make_curves(rows), costs(rows)
-    with matplotlib.rc_context({"font.size": 10, "axes.edgecolor": GREY, "text.color": INK, "axes.labelcolor": INK}):
-        figure = Figure(figsize=(12, 5.4), dpi=DPI, layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6 * len(shown), 5.4), dpi=DPI, layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, sharey=True)
-        panels = [_Panel(axes, rows, curves, cost) for axes, cost in zip((left, right), shown, strict=False)]
-        if len(shown) == 1:
-            right.text(0.5, 0.5, "decoding was not measured", ha="center", color=GREY, transform=right.transAxes)
-        left.set_ylabel("answers right (%)")
-        left.set_ylim(*ACCURACY_RANGE)
-        left.set_yticks(range(0, 101, 20))
+        axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        panels = [_Panel(place, rows, curves, cost) for place, cost in zip(axes, shown, strict=True)]
+        axes[0].set_ylabel("answers right (%)")
+        axes[0].set_ylim(*ACCURACY_RANGE)
+        axes[0].set_yticks(range(0, 101, 20))
         figure.suptitle(title, x=0.008, ha="left", fontsize=12)
         canvas.draw()
         for panel in panels:
             panel.place_labels()
-        figure.savefig(path)
+        return save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """As PNG and as SVG, without the date, so that the same records give the same bytes."""
+    written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    figure.savefig(written[0])
+    figure.savefig(written[1], metadata={"Date": None})
+    return written
 
 
 class _Panel:

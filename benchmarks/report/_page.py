@@ -1,34 +1,22 @@
-"""report.html: one file that needs no network, with the frontier, loss curves, the table and the settings."""
+"""report.html: one file that needs no network, with figures, tables and settings."""
 
 import json
-import math
-from collections import Counter
-from collections.abc import Iterator
 from html import escape
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from plotly.subplots import make_subplots
 
-from ._costs import costs
-from ._records import Results, Row
+from . import _plots
+from ._costs import Cost, costs
+from ._records import SIZES, Results, Row
 from ._style import Curve, make_curves
-from ._tables import explain, make_columns
-from ._template import PAGE
+from ._tables import Column, explain, make_columns, trial_columns
 
-LAYOUT = {
-    "template": "simple_white",
-    "font": {"family": "system-ui, sans-serif", "size": 14},
-    "margin": {"l": 64, "r": 16, "t": 16, "b": 60},
-    "legend": {"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0},
-    "hoverlabel": {"align": "left"},
-}
 # plotly.js offers by default to upload what it shows; a report of local records has no business with that.
 CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
-DASHED = {"dash": "dash", "width": 1, "color": "#222222"}
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-GRID = {"showgrid": True, "gridcolor": "#e4e4e4"}
 
 
 def write_page(results: Results, path: Path, title: str) -> None:
@@ -36,134 +24,94 @@ def write_page(results: Results, path: Path, title: str) -> None:
     rows = results.rows
     run, curves = rows[0].longest, make_curves(rows)
     levers = {f"lever: {name}": lever for name, lever in run.levers.items()}
-    page = PAGE.substitute(
+    page = Template(_part("page.html")).substitute(
         title=escape(title),
+        style=_part("page.css"),
+        script=_part("page.js"),
         plotlyjs=get_plotlyjs(),
-        frontier=_embed(frontier(rows, curves)),
-        table=_table(rows),
+        mixers=_switches(curves),
+        frontier="".join(_frontier(rows, curves, cost) for cost in costs(rows)),
+        sizes=_by_size(curves, rows),
+        table=_table(make_columns(rows), [row.mixer for row in rows], {row.mixer for row in rows if row.baseline}),
         caption=escape(explain(results)),
-        curves=_embed(loss_curves(curves)),
+        curves=_learning(curves),
         grid=_learning_rates(curves),
+        trials=_table(trial_columns(results.runs), [run.mixer for run in results.runs], set()),
+        num_trials=len(results.runs),
         settings=_definitions({"recipe": run.recipe, "task": run.task} | _settings(rows)),
         environment=_definitions(levers | run.environment),
     )
     path.write_text(page, encoding="utf-8")
 
 
-def frontier(rows: list[Row], curves: list[Curve]) -> go.Figure:
-    """Accuracy against each cost, the baseline's accuracy as a line across."""
-    shown = costs(rows)
-    figure = make_subplots(cols=len(shown), shared_yaxes=True, horizontal_spacing=0.04)
-    for col, cost in enumerate(shown, start=1):
-        for curve in curves:
-            _add_points(figure, col, curve, [cost.of(row) for row in curve.rows])
-        ticks = cost.ticks(rows)
-        figure.update_xaxes(
-            type="log",
-            range=[math.log10(bound) for bound in cost.range(rows)],
-            title=f"{cost.title} (log scale)",
-            tickvals=ticks,
-            ticktext=[cost.show(x) for x in ticks],
-            col=col,
-            **GRID,
-        )
-    if accuracies := [100 * row.accuracy for row in rows if row.baseline]:
-        figure.add_hline(max(accuracies), line=DASHED)
-    figure.update_yaxes(range=[-3, 105], **GRID)
-    figure.update_yaxes(title="answers right (%)", col=1)
-    return figure.update_layout(**LAYOUT, height=540)
+def _part(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def loss_curves(curves: list[Curve]) -> go.Figure:
-    """Loss against step at the best learning rate: the first seed of each row's model of the longest tests."""
-    figure = go.Figure()
-    for row, line in _lines(curves):
-        figure.add_scatter(
-            x=[step for step, _ in row.longest.loss_curve],
-            y=[loss for _, loss in row.longest.loss_curve],
-            name=f"{row.name}, lr {row.longest.lr:.2g}",
-            mode="lines",
-            line=line,
-        )
-    figure.update_xaxes(title="optimiser steps", **GRID)
-    figure.update_yaxes(title="loss at the answers", rangemode="tozero", **GRID)
-    return figure.update_layout(**LAYOUT, height=460)
+def _switches(curves: list[Curve]) -> str:
+    """A button for each mixer, in its colour, that hides and shows it everywhere."""
+    looks = {curve.rows[0].mixer: curve for curve in curves}
+    return "".join(
+        f'<button type="button" aria-pressed="true" data-mixer="{escape(mixer)}">'
+        f'<span class="swatch{" baseline" if curve.baseline else ""}" style="background:{curve.look.colour}"></span>'
+        f"{escape(mixer)}{' (baseline)' if curve.baseline else ''}</button>"
+        for mixer, curve in looks.items()
+    )
+
+
+def _frontier(rows: list[Row], curves: list[Curve], cost: Cost) -> str:
+    """A panel, and its points in words."""
+    points = ((row, cost.of(row)) for row in rows)
+    told = "; ".join(f"{row.name}: {100 * row.accuracy:.1f} % at {cost.show(x)}" for row, x in points if x is not None)
+    return _embed(_plots.frontier(rows, curves, cost), f"Accuracy against {cost.title}", told)
+
+
+def _by_size(curves: list[Curve], rows: list[Row]) -> str:
+    """A figure for each size in which the tests differ, or a sentence if they differ in none."""
+    drawn = []
+    for name, title in SIZES.items():
+        if len(rows[0].by_size(name)) > 1:
+            last = {row.name: list(row.by_size(name).items())[-1] for row in rows}
+            told = "; ".join(f"{row}: {accuracy:.1f} % at {size}" for row, (size, accuracy) in last.items())
+            drawn.append(_embed(_plots.by_size(curves, name), f"Accuracy by {title}", told))
+    return "".join(drawn) or "<p>All tests are of one size.</p>"
+
+
+def _learning(curves: list[Curve]) -> str:
+    rows = [row for curve in curves for row in curve.rows]
+    told = "; ".join(f"{row.name}: {row.longest.steps} steps" for row in rows)
+    return _embed(_plots.losses(curves), "Loss while learning", told) + _embed(
+        _plots.validations(curves), "Accuracy while learning", told
+    )
 
 
 def _learning_rates(curves: list[Curve]) -> str:
     """The figure, or a sentence where there is nothing to compare."""
-    tried = sorted({lr for curve in curves for row in curve.rows for lr in row.accuracies})
+    rows = [row for curve in curves for row in curve.rows]
+    tried = sorted({lr for row in rows for lr in row.accuracies})
     if len(tried) < 2:
         return f"<p>One learning rate was tried: {', '.join(f'{lr:.2g}' for lr in tried)}.</p>"
     note = "Accuracy at every learning rate that was tried. A narrow peak belongs to a mixer that is hard to tune."
-    return f"<p>{note}</p>{_embed(learning_rates(curves, tried))}"
+    told = "; ".join(f"{row.name}: {len(row.working_lrs)} of {len(tried)} learning rates work" for row in rows)
+    figure = _embed(_plots.learning_rates(curves, tried), "Accuracy by learning rate", told)
+    return f'<p>{note}</p><div class="plots">{figure}</div>'
 
 
-def learning_rates(curves: list[Curve], tried: list[float]) -> go.Figure:
-    figure = go.Figure()
-    for row, line in _lines(curves):
-        figure.add_scatter(
-            x=list(row.accuracies),
-            y=[100 * accuracy for accuracy in row.accuracies.values()],
-            name=row.name,
-            mode="lines+markers",
-            marker={"size": 9},
-            line=line,
-        )
-    ticks = [f"{lr:.2g}" for lr in tried]
-    figure.update_xaxes(type="log", title="learning rate", tickvals=tried, ticktext=ticks, **GRID)
-    figure.update_yaxes(title="answers right (%), mean over seeds", range=[-3, 105], **GRID)
-    return figure.update_layout(**LAYOUT, height=460)
+def _embed(figure: go.Figure, what: str, told: str) -> str:
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG, default_height=_plots.HEIGHT)
+    hidden = f'<figcaption class="unseen">{escape(told)}</figcaption>'
+    return f'<figure aria-label="{escape(what)}"><h3>{escape(what)}</h3>{drawn}{hidden}</figure>'
 
 
-def _lines(curves: list[Curve]) -> Iterator[tuple[Row, dict]]:
-    """Every row and its line: the colour of its mixer, and a dash of its own among the rows of that mixer."""
-    drawn = Counter()
-    for curve in curves:
-        for row in curve.rows:
-            dash = DASHES[drawn[row.mixer] % len(DASHES)]
-            drawn[row.mixer] += 1
-            yield row, {"color": curve.look.colour, "dash": dash, "width": 3 if curve.baseline else 2}
+def _table(columns: list[Column], mixers: list[str], baselines: set[str]) -> str:
+    head = "".join(f'<th scope="col"><button type="button">{escape(c.heading)}</button></th>' for c in columns)
+    body = "".join(_row(columns, index, mixer, mixer in baselines) for index, mixer in enumerate(mixers))
+    return f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
 
 
-def _add_points(figure: go.Figure, col: int, curve: Curve, xs: list[float | None]) -> None:
-    figure.add_scatter(
-        x=xs,
-        y=[100 * row.accuracy for row in curve.rows],
-        col=col,
-        row=1,
-        name=f"{curve.name} (baseline)" if curve.baseline else curve.name,
-        legendgroup=curve.name,
-        showlegend=col == 1,
-        mode="lines+markers",
-        line={"color": curve.look.colour, "width": 1.5},
-        marker={
-            "symbol": curve.look.symbol,
-            "size": 18 if curve.baseline else 11,
-            "line": {"width": 1, "color": "white"},
-        },
-        error_y={"type": "data", "array": [50 * row.spread for row in curve.rows], "width": 0},
-        text=[_details(row) for row in curve.rows],
-        hovertemplate="%{text}<extra></extra>",
-    )
-
-
-def _details(row: Row) -> str:
-    """What stands in the table's row, one line a column."""
-    lines = [f"{column.heading}: {column.cells[0]}" for column in make_columns([row])[1:]]
-    return "<br>".join([f"<b>{escape(row.name)}</b>", *map(escape, lines), f"parameters: {row.num_parameters:,}"])
-
-
-def _table(rows: list[Row]) -> str:
-    columns = make_columns(rows)
-    head = "".join(f"<th><button>{escape(column.heading)}</button></th>" for column in columns)
-    body = []
-    for index, row in enumerate(rows):
-        cells = "".join(
-            f'<td data-key="{escape(str(column.keys[index]))}">{escape(column.cells[index])}</td>' for column in columns
-        )
-        body.append(f'<tr class="baseline">{cells}</tr>' if row.baseline else f"<tr>{cells}</tr>")
-    return f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+def _row(columns: list[Column], index: int, mixer: str, baseline: bool) -> str:
+    cells = "".join(f'<td data-key="{escape(str(c.keys[index]))}">{escape(c.cells[index])}</td>' for c in columns)
+    return f'<tr data-mixer="{escape(mixer)}"{" class=baseline" if baseline else ""}>{cells}</tr>'
 
 
 def _settings(rows: list[Row]) -> dict:
@@ -174,8 +122,6 @@ def _settings(rows: list[Row]) -> dict:
             "options": row.longest.options,
             "learning rates": list(row.accuracies),
             "seeds": [run.seed for run in row.choices[-1].runs],
-            "steps": [run.steps for choice in row.choices for run in choice.runs],
-            "seconds": [round(run.train_seconds, 1) for choice in row.choices for run in choice.runs],
         }
         for row in rows
     }
@@ -192,7 +138,3 @@ def _plain(value) -> str:
     if isinstance(value, list):
         return " ".join(map(_plain, value))
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _embed(figure: go.Figure) -> str:
-    return figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)

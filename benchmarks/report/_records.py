@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ..records import FILE_NAME, read
 
+SIZES = {"seq_len": "length of the sequence", "num_pairs": "number of pairs"}  # of a test, and what they are called
 WORKING_SHARE = 0.95  # a learning rate works if its accuracy is at least this share of the best one's
 
 
@@ -17,6 +18,7 @@ class Test(NamedTuple):
 
     seq_len: int
     label: str
+    num_pairs: int | None  # None where the task has no pairs
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class Run:
     seed: int
     steps: int
     accuracy: float
-    segments: list[dict]  # label, seq_len, accuracy
+    segments: list[dict]  # label, seq_len, accuracy, and the task's fields
     loss_curve: list[list[float | None]]  # step, loss; None where it overflowed
+    accuracy_curve: list[list[float]]  # step, accuracy on validation examples
+    diverged: bool
     state_bytes: int  # of one sequence
     train_seconds: float
     throughput: dict | None  # train_tokens_per_second, prefill_tokens_per_second, decode; None if not measured
@@ -126,6 +130,14 @@ class Row:
         """Mean accuracy over seeds, for every test."""
         return {test: accuracy for choice in self.choices for test, accuracy in choice.segments.items()}
 
+    def by_size(self, name: str) -> dict[int, float]:
+        """Size -> accuracy in %, ascending, the mean over tests of one size; tests without it are left out."""
+        found = defaultdict(list)
+        for test, accuracy in self.segments.items():
+            if getattr(test, name) is not None:
+                found[getattr(test, name)].append(100 * accuracy)
+        return {size: mean(found[size]) for size in sorted(found)}
+
     @property
     def accuracy(self) -> float:
         return mean(self.segments.values())
@@ -169,6 +181,7 @@ class Results:
     rows: list[Row]
     unfinished: list[str]
     failed: list[str]
+    runs: list[Run]
 
 
 def read_results(folder: Path) -> Results:
@@ -219,7 +232,7 @@ def gather(runs: list[Run]) -> Results:
     for row in finished:
         best[row.mixer] = max(best[row.mixer], row.accuracy)
     finished.sort(key=lambda row: (not row.baseline, -best[row.mixer], row.mixer, _order(row), row.d_model))
-    return Results(finished, [row.name for row in rows if row not in finished], failed=[])
+    return Results(finished, [row.name for row in rows if row not in finished], failed=[], runs=runs)
 
 
 def _order(row: Row) -> list[tuple]:
@@ -228,15 +241,18 @@ def _order(row: Row) -> list[tuple]:
 
 
 def tests_of(run: Run) -> dict[Test, float]:
-    return {Test(part["seq_len"], part["label"]): part["accuracy"] for part in run.segments}
+    return {
+        Test(part["seq_len"], part["label"], part.get("num_pairs")): part["accuracy"] for part in run.segments
+    }  # fmt: skip
 
 
 def _choices(runs: list[Run]) -> tuple[Choice, ...]:
     """One for each set of tests that a model was trained for."""
     models = defaultdict(list)
     for run in runs:
-        models[tuple(sorted(tests_of(run)))].append(run)
-    return tuple(_choose_lr(models[tests]) for tests in sorted(models))
+        models[tuple(sorted(tests_of(run), key=lambda test: test[:2]))].append(run)
+    order = sorted(models, key=lambda tests: [test[:2] for test in tests])
+    return tuple(_choose_lr(models[tests]) for tests in order)
 
 
 def _choose_lr(runs: list[Run]) -> Choice:

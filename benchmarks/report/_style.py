@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from ._records import Row
 
-# Okabe & Ito 2008 without its yellow, which white paper swallows, and with Tol's wine and olive; the baseline is black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933")
+# Okabe & Ito 2008 without its yellow, which white paper swallows, and with Tol's purple and olive; the baseline is
+# black, on dark ground white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#AA4499", "#999933")
 MARKERS = (
     ("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"), ("P", "cross"),
     ("X", "x"), ("p", "pentagon"), ("h", "hexagon"),
@@ -21,6 +22,14 @@ class Look(NamedTuple):
 
 
 BASELINE = Look("#000000", "*", "star")
+
+# Their order decides the looks, so that a mixer has one in every report. Names are repeated here, for a report is made
+# without torch; a new one goes to the end.
+MIXERS = (
+    "attention", "sliding_window", "sink_window", "linear_attention", "hedgehog_window", "based", "rebased",
+    "retention", "gla", "hgrn2", "mlstm", "mamba2", "delta_net", "gated_delta_net", "kimi_delta", "rwkv7", "mamba",
+    "rg_lru", "hyena", "s4d", "base_conv", "h3", "hybrid",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,11 @@ def make_curves(rows: list[Row]) -> list[Curve]:
 
 
 def _looks(rows: list[Row]) -> dict[str, Look]:
-    """By the alphabet, so that a mixer looks the same in every report on the same mixers."""
-    mixers = sorted({row.mixer for row in rows if not row.baseline})
-    looks = {row.mixer: BASELINE for row in rows if row.baseline}
-    for index, mixer in enumerate(mixers):
-        # The numbers of colours and of markers have no common factor, so no pair returns before 72 mixers.
-        looks[mixer] = Look(COLOURS[index % len(COLOURS)], *MARKERS[index % len(MARKERS)])
-    return looks
+    """By the place in MIXERS; those of other names follow in the order of the alphabet."""
+    others = sorted({row.mixer for row in rows} - set(MIXERS))
+    place = {mixer: index for index, mixer in enumerate((*MIXERS, *others))}
+    # The numbers of colours and of markers have no common factor, so no pair returns before 72 mixers.
+    looks = {
+        mixer: Look(COLOURS[index % len(COLOURS)], *MARKERS[index % len(MARKERS)]) for mixer, index in place.items()
+    }
+    return looks | {row.mixer: BASELINE for row in rows if row.baseline}

@@ -7,9 +7,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ._records import Results, Row, Test
+from ._records import Results, Row, Run, Test
 
 NOT_MEASURED = "-"
+LINE_BREAK = r" \\ "  # of LaTeX
 UNBOUNDED = 1000  # a terminal wider than any table
 
 
@@ -46,6 +47,23 @@ def make_columns(rows: list[Row], with_tests: bool = True) -> list[Column]:
     return columns
 
 
+def trial_columns(runs: list[Run]) -> list[Column]:
+    """Every training by itself."""
+    return [
+        _column(("mixer",), runs, lambda run: run.mixer, str),
+        _column(("options",), runs, lambda run: _options(run.options), str),
+        _column(("width",), runs, lambda run: run.model["d_model"], str),
+        _column(("tests",), runs, lambda run: ", ".join(part["label"] for part in run.segments), str),
+        _column(("lr",), runs, lambda run: run.lr, lambda lr: f"{lr:.2g}"),
+        _column(("seed",), runs, lambda run: run.seed, str),
+        _column(("accuracy",), runs, lambda run: run.accuracy, _percent),
+        _column(("each test",), runs, lambda run: " / ".join(_percent(part["accuracy"]) for part in run.segments), str),
+        _column(("steps",), runs, lambda run: run.steps, str),
+        _column(("seconds",), runs, lambda run: run.train_seconds, lambda seconds: f"{seconds:.0f}"),
+        _column(("note",), runs, lambda run: "diverged" if run.diverged else "", str),
+    ]
+
+
 def make_table(results: Results, title: str, *, with_tests: bool = True) -> Table:
     """For the terminal, which has no room for the last column, the learning rates."""
     columns = make_columns(results.rows, with_tests)[:-1]
@@ -79,6 +97,35 @@ def make_markdown(results: Results) -> str:
     ]
     note = f"{explain(results)} Best lr: in brackets, the learning rates of the grid within 5 % of the best."
     return "\n".join(f"| {line} |" for line in lines) + f"\n\n{note}\n"
+
+
+def make_latex(results: Results) -> str:
+    """A table for a paper, with booktabs; the learning rates are left out."""
+    columns = make_columns(results.rows)[:-1]
+    head = " & ".join(rf"\shortstack[r]{{{LINE_BREAK.join(map(_tex, column.lines))}}}" for column in columns)
+    lines = [" & ".join(_tex(column.cells[index]) for column in columns) for index in range(len(results.rows))]
+    return "\n".join(
+        [
+            f"% {explain(results)}",
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            r"\toprule",
+            rf"{head} \\",
+            r"\midrule",
+            *(rf"{line} \\" for line in lines),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("&", r"\&"), ("#", r"\#")):
+        text = text.replace(plain, escaped)
+    return text
+
+
+def _options(options: dict) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def explain(results: Results) -> str:
@@ -149,7 +196,7 @@ def _learning_rates(row: Row) -> str:
     return f"{best} ({span}{len(working)} of {tried})"
 
 
-def _column(heading: tuple[str, ...], rows: list[Row], value: Callable, show: Callable) -> Column:
+def _column(heading: tuple[str, ...], rows: list[Row] | list[Run], value: Callable, show: Callable) -> Column:
     values = [value(row) for row in rows]
     cells = [NOT_MEASURED if found is None else show(found) for found in values]
     return Column(heading, cells, [-1.0 if found is None else found for found in values])

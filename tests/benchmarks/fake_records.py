@@ -25,7 +25,12 @@ def make_record(mixer: str, *, d_model: int = 64, lr: float = 1e-2, seed: int = 
     best, state_bytes, base, per_thousand = MIXERS[mixer]
     accuracy = best * math.exp(-((math.log10(lr) + 2) ** 2) / 2) * (1 - 0.01 * seed)
     segments = [
-        {"label": f"{num_pairs} in {seq_len}", "seq_len": seq_len, "accuracy": accuracy ** (1 + index / 4)}
+        {
+            "label": f"{num_pairs} in {seq_len}",
+            "seq_len": seq_len,
+            "num_pairs": num_pairs,
+            "accuracy": accuracy ** (1 + index / 4),
+        }
         for index, (seq_len, num_pairs) in enumerate(TESTS)
     ]
     scale = d_model / 64
@@ -44,6 +49,8 @@ def make_record(mixer: str, *, d_model: int = 64, lr: float = 1e-2, seed: int = 
         "accuracy": sum(segment["accuracy"] for segment in segments) / len(segments),
         "segments": segments,
         "loss_curve": [[step, 5.5 * math.exp(-accuracy * step / 120)] for step in range(20, 401, 20)],
+        "accuracy_curve": [[step, accuracy * step / 400] for step in range(20, 401, 20)],
+        "diverged": False,
         "state_bytes": int(state_bytes * scale),
         "train_seconds": 21.5,
         "throughput": {

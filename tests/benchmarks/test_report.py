@@ -10,12 +10,13 @@ import textwrap
 import pytest
 from rich.console import Console
 
-from subquad.benchmarks.report import markdown_table, print_table, write_report
+from subquad import mixers
+from subquad.benchmarks.report import _style, latex_table, markdown_table, print_table, write_report
 from subquad.benchmarks.report._costs import costs
 from subquad.benchmarks.report._figure import draw_frontier
 from subquad.benchmarks.report._records import gather, read_runs
 from subquad.benchmarks.report._style import make_curves
-from subquad.benchmarks.report._tables import format_bytes, format_count, make_columns
+from subquad.benchmarks.report._tables import format_bytes, format_count, make_columns, trial_columns
 
 from .fake_records import CONTEXTS, MIXERS, TESTS, make_record, quick_run, write_records
 
@@ -63,7 +64,7 @@ def test_segments_are_means_over_seeds_at_the_best_rate(tmp_path):
     records = [make_record("hyena", seed=seed) for seed in (0, 1)]
     (row,) = rows_from(tmp_path, *records)
     for index, (seq_len, num_pairs) in enumerate(TESTS):
-        test = (seq_len, f"{num_pairs} in {seq_len}")
+        test = (seq_len, f"{num_pairs} in {seq_len}", num_pairs)
         assert row.segments[test] == pytest.approx(sum(r["segments"][index]["accuracy"] for r in records) / 2)
     assert row.accuracy == pytest.approx(sum(r["accuracy"] for r in records) / 2)
 
@@ -102,7 +103,7 @@ def test_one_model_for_each_test_makes_one_row(tmp_path):
         for t, lr, a in ((64, 1e-3, 0.9), (64, 1e-2, 0.5), (128, 1e-3, 0.3), (128, 1e-2, 0.7))
     ]
     (row,) = rows_from(tmp_path, *records)
-    assert row.segments == {(64, "4 in 64"): 0.9, (128, "8 in 128"): 0.7}
+    assert row.segments == {(64, "4 in 64", None): 0.9, (128, "8 in 128", None): 0.7}
     assert row.accuracy == pytest.approx(0.8)
     assert make_columns([row])[-1].cells[0].startswith("0.001 / 0.01")
 
@@ -164,11 +165,18 @@ def test_no_throughput_at_all_still_makes_a_report(tmp_path):
     assert all(path.stat().st_size > 10_000 for path in write_report(folder))
 
 
+def test_costs_are_state_and_the_speeds_that_were_measured(tmp_path):
+    rows = rows_of(write_records(tmp_path, [make_record("attention"), make_record("based", throughput=None)]))
+    state, train, decode = costs(rows)
+    assert "bytes of state" in state.title and "trained a second" in train.title and "4,096" in decode.title
+    assert [train.of(row) for row in rows] == [pytest.approx(3e5), None] and decode.of(rows[1]) is None
+
+
 def test_overflowed_loss_and_zero_accuracy_are_drawn(tmp_path):
     diverged = make_record(
         "hyena",
         accuracy=0.0,
-        segments=[{"label": f"{n} in {t}", "seq_len": t, "accuracy": 0.0} for t, n in TESTS],
+        segments=[{"label": f"{n} in {t}", "seq_len": t, "num_pairs": n, "accuracy": 0.0} for t, n in TESTS],
         loss_curve=[[20, 5.0], [40, None]],
     )
     assert write_report(write_records(tmp_path, [make_record("attention"), diverged]))
@@ -194,8 +202,8 @@ def test_picture_has_no_overlapping_labels(tmp_path, monkeypatch):
         return box
 
     monkeypatch.setattr(_figure._Panel, "_place", place)
-    draw_frontier(rows_of(quick_run(tmp_path)), tmp_path / "frontier.png", "title")
-    assert len(placed) == 2 * len(MIXERS)
+    draw_frontier(rows_of(quick_run(tmp_path)), tmp_path / "frontier", "title")
+    assert len(placed) == 3 * len(MIXERS)
     for index, (panel, box) in enumerate(placed):
         inside = panel.axes.get_window_extent()
         assert inside.x0 <= box.x0 and box.x1 <= inside.x1
@@ -204,29 +212,58 @@ def test_picture_has_no_overlapping_labels(tmp_path, monkeypatch):
 
 
 def test_page_stands_on_its_own(tmp_path):
-    picture, page = write_report(quick_run(tmp_path))
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    *pictures, page = write_report(quick_run(tmp_path))
+    names = [f"{name}.{kind}" for name in ("frontier", "sizes", "learning_rates") for kind in ("png", "svg")]
+    assert [path.name for path in pictures] == names and page.name == "report.html"
+    for path in pictures:
+        assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
     html = page.read_text()
     assert not re.search(r"<(script|link|img|iframe)[^>]*\b(src|href)=", html)
     assert "Plotly.newPlot" in html and len(html) > 3_000_000  # plotly.js itself
-    assert html.count('"modeBarButtonsToRemove": ["sendChartToCloud"]') == 3  # nothing offers to upload
-    for shown in ("hyena", "amx_tile", "0123456789abcdef", "quick", "mqar", "2.13.0", "loss at the answers"):
+    # three costs, two sizes, two curves, and learning rates; none offers to upload
+    assert html.count('"modeBarButtonsToRemove": ["sendChartToCloud"]') == html.count("<figure ") == 8
+    assert html.count("<figcaption") == 8 and "attention: 99.0 % at 128 KiB" in html
+    for shown in ("hyena", "amx_tile", "0123456789abcdef", "quick", "mqar", "2.13.0", "Loss while learning"):
         assert shown in html
+
+
+def test_every_training_is_listed(tmp_path):
+    runs = gather(read_runs(quick_run(tmp_path))).runs
+    columns = {column.heading: column for column in trial_columns(runs)}
+    assert len(columns["mixer"].cells) == len(runs) > len(MIXERS)
+    assert columns["options"].cells[0] == "num_heads=2" and columns["each test"].cells[0].count("/") == 2
+
+
+def test_latex_is_a_table_with_booktabs(tmp_path):
+    lines = latex_table(quick_run(tmp_path)).splitlines()
+    assert lines[1] == r"\begin{tabular}{lrrrrrrrr}" and lines[-1] == r"\end{tabular}"
+    body = [line for line in lines if line.endswith(r" \\")]
+    assert len(body) == 1 + len(MIXERS) and {len(re.findall(r"(?<!\\)&", line)) for line in body} == {8}
+    assert r"linear\_attention" in "".join(body) and r"99.0 $\pm$0.6" in body[1]
+    assert not re.search(r"(?<!\\)[_%#]", "".join(body))
+
+
+def test_a_mixer_looks_the_same_in_every_report(tmp_path):
+    assert set(_style.MIXERS) == {*mixers.MIXERS, *mixers.HYBRIDS}
+    (tmp_path / "few").mkdir()
+    few = make_curves(rows_of(write_records(tmp_path / "few", [make_record(m) for m in ("attention", "hyena")])))
+    everything = {curve.name: curve.look for curve in make_curves(rows_of(quick_run(tmp_path)))}
+    assert few[1].look == everything["hyena"]
 
 
 def test_page_escapes_what_it_shows(tmp_path):
     folder = write_records(tmp_path, [make_record("attention"), make_record("based", options={"x": "</td><b>$"})])
-    _, page = write_report(folder)
+    *_, page = write_report(folder)
     assert "</td><b>$" not in page.read_text()
 
 
 def test_report_comes_again_from_the_records_alone(tmp_path):
     folder = quick_run(tmp_path)
     written = write_report(folder)
-    first = written[0].read_bytes()
+    first = [path.read_bytes() for path in written[:-1]]
     for path in written:
         path.unlink()
-    assert write_report(folder)[0].read_bytes() == first
+    assert [path.read_bytes() for path in write_report(folder)[:-1]] == first
 
 
 def test_report_does_not_import_torch(tmp_path):
