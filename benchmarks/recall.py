@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from ._trial import CHECKPOINTS, checkpoint, failure, levers_of
 __all__ = ["Cluster", "Plan", "parse_tasks", "plan_recall", "run_recall"]
 
 
-def run_recall(plan: Plan, cluster: Cluster | None = None) -> list[dict]:
+def run_recall(
+    plan: Plan, cluster: Cluster | None = None, track: Callable[[dict, Path], None] | None = None
+) -> list[dict]:
     """Measure the speed of every model that has no record yet, then train it; one line in the records for each.
 
     A trial that raises is recorded with its error, and the others go on; a resumed run tries it again. A run that is
@@ -24,6 +27,7 @@ def run_recall(plan: Plan, cluster: Cluster | None = None) -> list[dict]:
 
     Args:
         cluster: run trials side by side on Ray; one after the other in this process if None.
+        track: told of each record that is written, and of the folder; see `trackers`.
 
     Returns:
         all records of the folder, those that an interrupted run left included.
@@ -47,6 +51,8 @@ def run_recall(plan: Plan, cluster: Cluster | None = None) -> list[dict]:
             records.append(plan.folder, record)
             if record["kind"] == "recall":
                 checkpoint(plan, job).unlink(missing_ok=True)
+                if track is not None:
+                    track(record, plan.folder)
             display.finish_model(job, record)
     everything = records.read(plan.folder)
     if {job.name for job in plan.jobs} <= {record["job"] for record in everything if record["kind"] == "recall"}:

@@ -53,6 +53,7 @@ def recall(
     ray: str | None = None,
     cpus: int = 1,
     gpus: float = 0.0,
+    track: str | None = None,
 ) -> int:
     """Train mixers on recall and other tasks beside attention; measure their state and speed; draw the frontier.
 
@@ -75,12 +76,15 @@ def recall(
         resume: go on with an interrupted run: the one in `out`, or the newest of this recipe under runs/. Trainings
             that failed are tried again.
         ray: run trainings side by side on a Ray cluster: "local" for one on this machine, "auto", or HOST:PORT.
-        cpus: of each training on a cluster. gpus: likewise.
+        cpus: of each training on a cluster.
+        gpus: of each training on a cluster.
+        track: also write finished trainings to tensorboard, wandb, mlflow or trackio.
     """
     if ray is not None and importlib.util.find_spec("ray") is None:
         raise UsageError("recall: --ray needs ray; install with: pip install 'subquad[ray]'")
     from subquad.benchmarks.recall import Cluster, parse_tasks, plan_recall, run_recall
     from subquad.benchmarks.report import print_table, write_report
+    from subquad.benchmarks.trackers import tracker
 
     asked = {
         "mixers": _names(mixers),
@@ -94,12 +98,13 @@ def recall(
     }
     try:
         cluster = None if ray is None else Cluster(address=ray, cpus=cpus, gpus=gpus)
+        tracked = None if track is None else tracker(track)
         asked["tasks"] = parse_tasks(tasks)
         plan = plan_recall(recipe=recipe, device=device, dtype=dtype, out=out, resume=resume, **asked)
     except ValueError as error:
         raise UsageError(error) from None
     try:
-        run_recall(plan, cluster)
+        run_recall(plan, cluster, tracked)
     except KeyboardInterrupt:
         print(f"subquad: interrupted; go on with the same options and --resume --out {plan.folder}", file=sys.stderr)
         return INTERRUPTED

@@ -110,7 +110,7 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(missing, capsys, 
 def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch, tmp_path):
     from subquad.benchmarks import recall
 
-    def interrupt(plan, cluster):
+    def interrupt(plan, cluster, track):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recall, "run_recall", interrupt)
