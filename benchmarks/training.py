@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._cross_entropy import linear_argmax, linear_cross_entropy
 from .model import TinyLM
-from .tasks import Batch, Task
+from .tasks import Batch, Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HOPE = 0.1  # of the way from chance to 1: a training that has come so far is not given up
@@ -29,7 +29,7 @@ class Segment:
         is fresh.
     """
 
-    task: Task
+    task: Source
     batch_size: int
     share: float = 1.0
     num_examples: int | None = None
@@ -104,7 +104,7 @@ class Run:
 def train(
     model: TinyLM,
     segments: Sequence[Segment],
-    tests: Sequence[Task],
+    tests: Sequence[Source],
     schedule: Schedule,
     *,
     lr: float,
@@ -173,7 +173,7 @@ def update(
 
 @torch.no_grad()
 def evaluate(
-    model: TinyLM, tasks: Sequence[Task], num_examples: int, generator: torch.Generator, *, dtype: torch.dtype
+    model: TinyLM, tasks: Sequence[Source], num_examples: int, generator: torch.Generator, *, dtype: torch.dtype
 ) -> list[float]:
     """Share of answers that are right, for each task."""
     model.eval()
@@ -194,7 +194,7 @@ def seeded_model(build: Callable[[], TinyLM], seed: int) -> TinyLM:
         return build()
 
 
-def _accuracy(model: TinyLM, task: Task, num_examples: int, generator: torch.Generator, dtype: torch.dtype) -> float:
+def _accuracy(model: TinyLM, task: Source, num_examples: int, generator: torch.Generator, dtype: torch.dtype) -> float:
     device = model.embedding.weight.device
     batch_size = max(1, TEST_TOKENS // task.seq_len)
     right = total = 0
@@ -208,10 +208,10 @@ def _accuracy(model: TinyLM, task: Task, num_examples: int, generator: torch.Gen
     return right / total
 
 
-Source = Callable[[torch.Generator], Batch]
+Draw = Callable[[torch.Generator], Batch]
 
 
-def _sources(segments: Sequence[Segment], seed: int) -> list[tuple[float, Source]]:
+def _sources(segments: Sequence[Segment], seed: int) -> list[tuple[float, Draw]]:
     """Share of each segment, and how to draw a batch of it."""
     once = stream(seed, DATASET_STREAM)
     return [
@@ -220,7 +220,7 @@ def _sources(segments: Sequence[Segment], seed: int) -> list[tuple[float, Source
     ]
 
 
-def _draw(sources: Sequence[tuple[float, Source]], generator: torch.Generator) -> Batch:
+def _draw(sources: Sequence[tuple[float, Draw]], generator: torch.Generator) -> Batch:
     shares = torch.tensor([share for share, _ in sources])
     _, source = sources[int(torch.multinomial(shares, 1, generator=generator))]
     return source(generator)

@@ -1,6 +1,6 @@
 """The tasks, by the name the command line uses."""
 
-from ._task import NO_ANSWER, Batch, Task
+from ._task import NO_ANSWER, Batch, Source, Task
 from .anchor import (
     Classification,
     Composition,
@@ -80,4 +80,4 @@ TASKS: dict[str, type[Task]] = {
     "reachability": Reachability,
 }
 
-__all__ = ["NO_ANSWER", "TASKS", "Batch", "Task", *(task.__name__ for task in TASKS.values())]
+__all__ = ["NO_ANSWER", "TASKS", "Batch", "Source", "Task", *(task.__name__ for task in TASKS.values())]

@@ -10,7 +10,7 @@ def distinct(n: int, low: int, high: int, count: int, generator: Generator) -> T
         return low + torch.rand(n, high - low, generator=generator).topk(count).indices
     # Drawing repeated ones anew favours no id over another, so the rows stay uniform.
     drawn = torch.randint(low, high, (n, count), generator=generator)
-    while (again := _repeats(drawn)).any():
+    while (again := repeated(drawn)).any():
         drawn[again] = torch.randint(low, high, (int(again.sum()),), generator=generator)
     return drawn
 
@@ -52,7 +52,7 @@ def coins(n: int, generator: Generator, p: float = 0.5) -> Tensor:
     return torch.rand(n, generator=generator) < p
 
 
-def _repeats(x: Tensor) -> Tensor:
+def repeated(x: Tensor) -> Tensor:
     """True where a row already had that integer further left."""
     ordered, order = x.sort(dim=1, stable=True)
     repeated = torch.zeros_like(x, dtype=torch.bool)

@@ -31,8 +31,8 @@ class Batch(NamedTuple):
         return Batch.of(self.inputs, self.targets.where(self.targets != NO_ANSWER, following))
 
 
-class Task(ABC):
-    """A family of sequences with questions. Subclasses are frozen dataclasses: their fields are the difficulty.
+class Source(ABC):
+    """What examples come from.
 
     every_token: training is on every next token beside the answers, as published; testing is on the answers.
     bottleneck: every answer must be read from the last token's hidden state alone.
@@ -44,8 +44,26 @@ class Task(ABC):
     bottleneck: ClassVar[bool] = False
 
     @property
+    @abstractmethod
     def label(self) -> str:
-        """What a table calls it: the name, and the fields that are not at their defaults."""
+        """What a table calls it."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: Generator) -> Batch:
+        """`n` examples; all randomness comes from `generator`."""
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """Accuracy of the best guess that ignores which question is asked."""
+
+
+class Task(Source):
+    """A family of sequences with questions. Subclasses are frozen dataclasses: their fields are the difficulty."""
+
+    @property
+    def label(self) -> str:
+        """The name, and the fields that are not at their defaults."""
         changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(changed)})" if changed else type(self).__name__
 
@@ -55,17 +73,8 @@ class Task(ABC):
         return (self,)
 
     @abstractmethod
-    def sample(self, n: int, generator: Generator) -> Batch:
-        """`n` examples; all randomness comes from `generator`."""
-
-    @abstractmethod
     def solve(self, inputs: Tensor) -> Tensor:
         """The targets, found from the inputs alone: proof that the task can be done."""
-
-    @property
-    @abstractmethod
-    def chance(self) -> float:
-        """Accuracy of the best guess that ignores which question is asked."""
 
     @property
     def ceiling(self) -> float:

@@ -10,6 +10,7 @@ import pytest
 from subquad import cli
 from subquad.benchmarks.recipes import RECIPES
 from subquad.benchmarks.tasks import TASKS
+from subquad.cli import _reading
 from subquad.kernels import OPS
 from subquad.mixers import HYBRIDS, MIXERS
 
@@ -100,9 +101,9 @@ def test_a_folder_without_or_with_damaged_records_is_named(capsys, tmp_path):
 
 @pytest.mark.parametrize("missing", cli.EXTRAS)
 def test_a_missing_extra_is_one_line_that_says_what_to_install(missing, capsys, monkeypatch):
-    find_spec = cli.importlib.util.find_spec
+    find_spec = _reading.importlib.util.find_spec
     monkeypatch.setattr(
-        cli.importlib.util, "find_spec", lambda name, *rest: None if name == missing else find_spec(name, *rest)
+        _reading.importlib.util, "find_spec", lambda name, *rest: None if name == missing else find_spec(name, *rest)
     )
     assert f"needs {missing}; install with: pip install 'subquad[bench]'" in refuse(capsys, "list")
 
@@ -119,4 +120,6 @@ def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch, tmp_path):
 
 
 def test_commas_may_have_spaces_and_end_the_list():
-    assert cli._names(" attention, based,") == ("attention", "based") and cli._numbers("seeds", "0, 1") == (0, 1)
+    assert _reading.read_names(" attention, based,") == ("attention", "based") and _reading.read_numbers(
+        "seeds", "0, 1"
+    ) == (0, 1)

@@ -13,6 +13,7 @@ from subquad import cli
 from subquad.benchmarks.profile import run_profile
 from subquad.benchmarks.profile.calls import OP_SIZES, make_call, plan_subject
 from subquad.benchmarks.profile.capture import helper_op, tensor_bytes
+from subquad.cli import _reading
 from subquad.kernels import OPS
 from subquad.kernels.short_conv._triton import FORWARD, MIN_CHUNK
 from subquad.mixers import MIXERS
@@ -146,8 +147,8 @@ def test_a_repeated_tensor_has_the_bytes_that_it_stores():
 
 
 def test_sizes_of_the_command_line():
-    assert cli._sizes("sizes", "b=4, decay=head,scale=0.5,window=None,skip=False") == {
+    assert _reading.read_sizes("sizes", "b=4, decay=head,scale=0.5,window=None,skip=False") == {
         "b": 4, "decay": "head", "scale": 0.5, "window": None, "skip": False,
     }  # fmt: skip
     with pytest.raises(cli.UsageError, match="--sizes: expected name=value separated by commas, got 't'"):
-        cli._sizes("sizes", "b=4,t")
+        _reading.read_sizes("sizes", "b=4,t")

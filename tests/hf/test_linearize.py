@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import subquad
+from subquad.benchmarks.corpus import find_files
 from subquad.linearizing import Distillation, _trainer, adapt, layer_costs, linearize
-from subquad.linearizing._text import find_files, windows
+from subquad.linearizing._text import windows
 from subquad.linearizing._transfer import Transfer, new_parameters
 from subquad.swapping import swap
 
