@@ -40,7 +40,7 @@ class Job:
         """What the terminal calls it."""
         options = ", ".join(f"{name}={value}" for name, value in self.candidate.options.items())
         mixer = f"{self.candidate.mixer}({options})"
-        return f"{mixer} {self.problem.tests[0].label} d={self.d_model} lr={self.lr:g} seed={self.seed}"
+        return f"{mixer} {self.problem.label(self.problem.tests[0])} d={self.d_model} lr={self.lr:g} seed={self.seed}"
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -103,8 +103,10 @@ class Plan:
             {
                 "train": [describe(part.task) | {"share": part.share, "examples": part.num_examples} for part in train],
                 "tests": [describe(task) for task in tests],
+                "name": name,
+                "num_examples": num_examples,
             }
-            for train, tests in self.recipe.courses
+            for train, tests, name, num_examples in self.recipe.courses
         ]
         own = asdict(self.recipe) | {"courses": courses}
         return json.loads(json.dumps(own | {"device": self.device.type, "dtype": dtype}))

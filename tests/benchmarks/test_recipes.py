@@ -17,8 +17,8 @@ def test_every_model_of_a_recipe_can_be_built(recipe):
     for candidate in recipe.candidates:
         for d_model in candidate.d_models:
             with torch.device("meta"):
-                model = candidate.build(d_model, tasks[0].vocab_size, max(task.seq_len for task in tasks))
-            assert len(model.blocks) == 2
+                model = candidate.build(d_model, 64, max(task.seq_len for task in tasks))
+            assert len(model.blocks) == len(recipe.place) and (model.blocks[0].mlp is not None) == bool(recipe.mlp)
 
 
 @ALL
@@ -102,3 +102,29 @@ def test_sizes_and_widths_replace_the_recipes_own():
     assert [segment.task for segment in problem.segments] == list(problem.tests)
     assert all(candidate.d_models == (8, 16) for candidate in recipe.candidates)
     assert recipe.candidates_of("rebased")[0].d_models == (8, 16)
+
+
+def test_mad_is_the_published_setting():
+    problems = RECIPES["mad"]().problems()
+    names = [type(problem.tests[0]).__name__ for problem in problems]
+    assert names == ["InContextRecall", "FuzzyRecall", "NoisyRecall", "SelectiveCopying", "Compression", "Memorization"]
+    assert [problem.schedule.steps for problem in problems] == [20_000] * 5 + [400]
+    assert [problem.segments[0].num_examples for problem in problems] == [12_800] * 5 + [256]
+    assert {problem.segments[0].batch_size for problem in problems} == {128}
+    assert problems[1].tests[0].full_keys and not problems[1].segments[0].task.full_keys
+
+
+def test_identity_is_trained_on_more_and_more_examples():
+    problems = RECIPES["anchor-identity"]().problems()
+    assert [problem.segments[0].num_examples for problem in problems] == [200, 250, 300, 350, 400, 450, 500, 600, 1000]
+    assert [problem.label(problem.tests[1]) for problem in problems][:2] == [
+        "Identity(split=test), 200 examples", "Identity(split=test), 250 examples"
+    ]  # fmt: skip
+    assert {problem.schedule.steps for problem in problems} == {80_000}
+
+
+def test_disjointness_is_trained_in_both_orders_and_tested_on_longer_lists():
+    (problem,) = RECIPES["jrt-disjointness"]().problems()
+    sizes = {(segment.task.first_len, segment.task.second_len) for segment in problem.segments}
+    assert {(4, 256), (256, 4)} < sizes and len(sizes) == 12
+    assert {(768, 16), (16, 768)} < {(task.first_len, task.second_len) for task in problem.tests}

@@ -1,0 +1,35 @@
+"""Named runs of the recall benchmark: functions that return a frozen Recipe."""
+
+from collections.abc import Callable
+
+from ._mqar import based_frontier, mqar_2026, quick, zoology_figure2
+from ._recipe import Candidate, Course, Part, Problem, Recipe
+from ._tasks import (
+    anchor_composition,
+    anchor_identity,
+    anchors,
+    bapo,
+    copying,
+    jrt_disjointness,
+    mad,
+    stack_languages,
+    state_tracking,
+)
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "quick": quick,
+    "zoology-figure2": zoology_figure2,
+    "based-frontier": based_frontier,
+    "mqar-2026": mqar_2026,
+    "mad": mad,
+    "jrt-disjointness": jrt_disjointness,
+    "anchor-identity": anchor_identity,
+    "anchor-composition": anchor_composition,
+    "anchors": anchors,
+    "copying": copying,
+    "state-tracking": state_tracking,
+    "stack-languages": stack_languages,
+    "bapo": bapo,
+}
+
+__all__ = ["RECIPES", "Candidate", "Course", "Part", "Problem", "Recipe", *(make.__name__ for make in RECIPES.values())]
