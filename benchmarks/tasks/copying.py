@@ -10,17 +10,11 @@ from ._task import Batch, Task, need, no_answers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copying(Task):
-    """A random string, a separator, and the string again (Jelassi et al. 2024, arXiv 2402.01032, sec. 4).
-
-    Copying(num_tokens=3, vocab_size=8)
-    inputs    4  0  5  7  4  0      7 asks for the copy; what was said of it is read back
-    targets   .  .  .  4  0  5
-
-    The separator is the last id; tokens are any others.
+class StringTask(Task):
+    """A random string of all ids but the last, and as long an answer.
 
     Fields:
-        num_tokens: length of the string. vocab_size: number of token ids.
+        num_tokens: length of the string. vocab_size: number of token ids; the last asks.
     """
 
     num_tokens: int = 32
@@ -40,6 +34,16 @@ class Copying(Task):
     @property
     def chance(self) -> float:
         return 1 / (self.vocab_size - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copying(StringTask):
+    """A random string, a separator, and the string again (Jelassi et al. 2024, arXiv 2402.01032, sec. 4).
+
+    Copying(num_tokens=3, vocab_size=8)
+    inputs    4  0  5  7  4  0      7 asks for the copy; what was said of it is read back
+    targets   .  .  .  4  0  5
+    """
 
     def sample(self, n: int, generator: Generator) -> Batch:
         string = torch.randint(self.vocab_size - 1, (n, self.num_tokens), generator=generator)

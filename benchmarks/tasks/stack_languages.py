@@ -6,37 +6,20 @@ import torch
 from torch import Generator, Tensor
 
 from ._task import Batch, Task, need, no_answers
+from .copying import StringTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReverseString(Task):
+class ReverseString(StringTask):
     """Say a string backwards (Deletang et al. 2022, arXiv 2207.02098; Li et al. 2024, arXiv 2405.04515).
 
     ReverseString(num_tokens=3, vocab_size=4)
     inputs    0  2  1  3  3  3      3 asks for one token more
     targets   .  .  .  1  2  0
-
-    Fields:
-        num_tokens: length of the string. vocab_size: number of token ids; the last asks.
     """
 
     num_tokens: int = 20
     vocab_size: int = 3
-
-    def __post_init__(self):
-        need(
-            self,
-            (self.num_tokens >= 1, "num_tokens must be at least 1"),
-            (self.vocab_size >= 3, "vocab_size must be at least 3"),
-        )
-
-    @property
-    def seq_len(self) -> int:
-        return 2 * self.num_tokens
-
-    @property
-    def chance(self) -> float:
-        return 1 / (self.vocab_size - 1)
 
     def sample(self, n: int, generator: Generator) -> Batch:
         string = torch.randint(self.vocab_size - 1, (n, self.num_tokens), generator=generator)
