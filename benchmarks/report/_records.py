@@ -9,7 +9,12 @@ from typing import NamedTuple
 
 from ..records import FILE_NAME, read
 
-SIZES = {"seq_len": "length of the sequence", "num_pairs": "number of pairs"}  # of a test, and what they are called
+# Of a test, and what they are called.
+SIZES = {
+    "seq_len": "length of the sequence",
+    "num_pairs": "number of pairs",
+    "num_examples": "number of training examples",
+}
 WORKING_SHARE = 0.95  # a learning rate works if its accuracy is at least this share of the best one's
 
 
@@ -19,6 +24,7 @@ class Test(NamedTuple):
     seq_len: int
     label: str
     num_pairs: int | None  # None where the task has no pairs
+    num_examples: int | None  # of training; None where each is fresh
 
 
 @dataclass(frozen=True)
@@ -241,9 +247,12 @@ def _order(row: Row) -> list[tuple]:
 
 
 def tests_of(run: Run) -> dict[Test, float]:
+    trained = {part.get("num_examples") for part in run.task.get("train", ())}
+    num_examples = trained.pop() if len(trained) == 1 else None
     return {
-        Test(part["seq_len"], part["label"], part.get("num_pairs")): part["accuracy"] for part in run.segments
-    }  # fmt: skip
+        Test(part["seq_len"], part["label"], part.get("num_pairs"), num_examples): part["accuracy"]
+        for part in run.segments
+    }
 
 
 def _choices(runs: list[Run]) -> tuple[Choice, ...]:

@@ -64,7 +64,7 @@ def test_segments_are_means_over_seeds_at_the_best_rate(tmp_path):
     records = [make_record("hyena", seed=seed) for seed in (0, 1)]
     (row,) = rows_from(tmp_path, *records)
     for index, (seq_len, num_pairs) in enumerate(TESTS):
-        test = (seq_len, f"{num_pairs} in {seq_len}", num_pairs)
+        test = (seq_len, f"{num_pairs} in {seq_len}", num_pairs, None)
         assert row.segments[test] == pytest.approx(sum(r["segments"][index]["accuracy"] for r in records) / 2)
     assert row.accuracy == pytest.approx(sum(r["accuracy"] for r in records) / 2)
 
@@ -103,7 +103,7 @@ def test_one_model_for_each_test_makes_one_row(tmp_path):
         for t, lr, a in ((64, 1e-3, 0.9), (64, 1e-2, 0.5), (128, 1e-3, 0.3), (128, 1e-2, 0.7))
     ]
     (row,) = rows_from(tmp_path, *records)
-    assert row.segments == {(64, "4 in 64", None): 0.9, (128, "8 in 128", None): 0.7}
+    assert row.segments == {(64, "4 in 64", None, None): 0.9, (128, "8 in 128", None, None): 0.7}
     assert row.accuracy == pytest.approx(0.8)
     assert make_columns([row])[-1].cells[0].startswith("0.001 / 0.01")
 
@@ -374,3 +374,18 @@ def test_failures_are_told_until_they_are_made_good(tmp_path):
     assert "Failed: based() d=64 (E: no room)." in markdown_table(tmp_path)
     write_records(tmp_path, [make_record("attention"), failed, make_record("based")])
     assert "Failed" not in markdown_table(tmp_path)
+
+
+def test_accuracy_by_the_number_of_training_examples(tmp_path):
+    records = [
+        make_record(
+            mixer,
+            segments=[{"label": f"Identity, {count} examples", "seq_len": 9, "accuracy": count / 1000}],
+            task={"train": [{"task": "Identity", "num_examples": count}]},
+        )
+        for mixer in ("attention", "based")
+        for count in (300, 1000)
+    ]
+    rows = rows_from(tmp_path, *records)
+    assert rows[0].by_size("num_examples") == {300: pytest.approx(30), 1000: pytest.approx(100)}
+    assert "Accuracy by number of training examples" in write_report(tmp_path)[-1].read_text()
