@@ -7,6 +7,7 @@ import torch
 
 from subquad.kernels.levers import Levers
 
+from . import records
 from ._display import Display
 from ._plan import Job, Plan
 from ._trial import failure, levers_of, measure, run_trial, trouble
@@ -79,7 +80,11 @@ class OnRay:
         import ray
 
         for job in jobs:
-            yield job, ray.get(self._measure.remote(self._plan, job, self._matmul, self._cluster.cpus))
+            measuring = self._measure.remote(self._plan, job, self._matmul, self._cluster.cpus)
+            try:
+                yield job, ray.get(measuring)
+            except ray.exceptions.WorkerCrashedError as error:
+                yield job, trouble(error)
 
     def train(self, jobs: Sequence[Job], speeds: Mapping[str, dict]) -> Iterator[tuple[Job, dict]]:
         """Records, as they are finished."""
@@ -91,9 +96,11 @@ class OnRay:
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)
             job = waiting.pop(done)
             try:
-                yield job, ray.get(done)
+                record = ray.get(done)
             except ray.exceptions.WorkerCrashedError as error:
-                yield job, failure(self._plan, job, trouble(error))
+                record = failure(self._plan, job, trouble(error))
+            record["environment"]["command"] = records.command()  # not the worker's, which says nothing
+            yield job, record
 
 
 def _measure_on_worker(plan: Plan, job: Job, matmul: bool, threads: int) -> dict:

@@ -65,8 +65,13 @@ def environment(device: "torch.device", seed: int) -> dict:
         },
         "commit": COMMIT,
         "seed": seed,
-        "command": [Path(sys.argv[0]).name, *(_without_folder(part) for part in sys.argv[1:])],
+        "command": command(),
     }
+
+
+def command() -> list[str]:
+    """What this process was started with, without folders of this machine."""
+    return [Path(sys.argv[0]).name, *(_without_folder(part) for part in sys.argv[1:])]
 
 
 def _without_folder(part: str) -> str:

@@ -132,6 +132,7 @@ def test_a_cluster_gives_the_same_records_whoever_is_killed(tmp_path, one_thread
     found = records.read(folder)
     assert found[: len(half)] == half and {record["kind"] for record in found} == {"recall"}
     assert len({record["job"] for record in found}) == len(found) == 4
+    assert all(record["environment"]["command"][0] == "-c" for record in found), "the driver's, not the worker's"
     run_recall(plan_recall(recipe="tiny", steps=steps, out=tmp_path / "here"))
     assert sorted(comparable(folder), key=lambda r: r["job"]) == comparable(tmp_path / "here")
 
