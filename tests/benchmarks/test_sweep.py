@@ -50,6 +50,15 @@ def test_a_trial_that_fails_is_recorded_and_tried_again(part, tmp_path, monkeypa
     assert not (tmp_path / "run" / CHECKPOINTS).exists()
 
 
+@pytest.fixture
+def one_thread():
+    """As a trial on the cluster has, and what is started here by itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 FULL = """
 import resource, signal, sys
 from pathlib import Path
@@ -64,7 +73,7 @@ sys.exit(cli.main(["recall", "--recipe", "tiny", "--out", sys.argv[2], "--resume
 """
 
 
-def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path):
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, one_thread):
     """A limit on the size of files stands for the disk: the second line of the records no longer fits."""
     run_recall(plan_recall(recipe="tiny", out=tmp_path / "unbroken"))
     line = len((tmp_path / "unbroken" / records.FILE_NAME).read_bytes().splitlines()[0])
@@ -72,7 +81,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path):
 
     def run(limit: int) -> subprocess.CompletedProcess:
         program = [sys.executable, "-c", FULL, __file__, str(folder), str(limit)]
-        return subprocess.run(program, capture_output=True, text=True, check=False)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
 
     assert line > 2000
     limit = max(2 * line - 500, *(path.stat().st_size for path in (tmp_path / "unbroken").glob("*.json")))
@@ -104,15 +114,6 @@ def wait_for(found, process) -> None:
     while not (happened := found()) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     assert happened
-
-
-@pytest.fixture
-def one_thread():
-    """As a trial on the cluster has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_cluster_gives_the_same_records_whoever_is_killed(tmp_path, one_thread):
