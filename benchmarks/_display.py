@@ -46,7 +46,7 @@ class Display:
 
     def start_model(self, label: str, num_steps: int) -> None:
         """A bar for one training; where many run side by side there is none."""
-        self._label, self._num_steps, self._at = label, num_steps, 0
+        self._label, self._at = label, 0
         self._one = self._progress.add_task(label, total=num_steps)
 
     def on_step(self, step: int, accuracy: float | None) -> None:

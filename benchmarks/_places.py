@@ -83,7 +83,7 @@ class OnRay:
             measuring = self._measure.remote(self._plan, job, self._matmul, self._cluster.cpus)
             try:
                 yield job, ray.get(measuring)
-            except ray.exceptions.WorkerCrashedError as error:
+            except _deaths() as error:
                 yield job, trouble(error)
 
     def train(self, jobs: Sequence[Job], speeds: Mapping[str, dict]) -> Iterator[tuple[Job, dict]]:
@@ -97,10 +97,17 @@ class OnRay:
             job = waiting.pop(done)
             try:
                 record = ray.get(done)
-            except ray.exceptions.WorkerCrashedError as error:
+            except _deaths() as error:
                 record = failure(self._plan, job, trouble(error))
             record["environment"]["command"] = records.command()  # not the worker's, which says nothing
             yield job, record
+
+
+def _deaths() -> tuple[type[Exception], ...]:
+    """What Ray says when a worker did not live to tell."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    return WorkerCrashedError, OutOfMemoryError, NodeDiedError
 
 
 def _measure_on_worker(plan: Plan, job: Job, matmul: bool, threads: int) -> dict:

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,12 +23,10 @@ FAILURES = (
 )  # fmt: skip
 
 
-@contextmanager
-def levers_of(plan: Plan, matmul: bool):
+def levers_of(plan: Plan, matmul: bool) -> AbstractContextManager[Levers]:
     """The switches of this process that a run uses; `matmul` is false if the run was begun without that one."""
     on_cpu = plan.device.type == "cpu"
-    with cpu_levers(matmul=on_cpu and matmul, allocator=on_cpu) as levers:
-        yield levers
+    return cpu_levers(matmul=on_cpu and matmul, allocator=on_cpu)
 
 
 def measure(plan: Plan, job: Job) -> dict:
@@ -113,6 +111,7 @@ def _record(plan: Plan, job: Job, model: TinyLM, run: Run, state_bytes: int, thr
             "num_layers": len(candidate.layers),
             "layers": [asdict(layer) for layer in candidate.layers],
             "learned_positions": candidate.learned_positions,
+            "mlp": candidate.mlp,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
         "task": {
@@ -131,7 +130,7 @@ def _record(plan: Plan, job: Job, model: TinyLM, run: Run, state_bytes: int, thr
         "accuracy": run.accuracy,
         "segments": [
             {
-                "label": task.label,
+                "label": problem.label(task),
                 "accuracy": accuracy,
                 "chance": task.chance,
                 **describe(task),

@@ -68,25 +68,21 @@ class TinyLM(nn.Module):
 
         Once the last mixer has mixed, no token reads another: with `at` the rest runs on those rows alone.
         """
-        if self.decoder is not None:
-            return self._decode(tokens, at)
-        x = self._embed(tokens, 0)
-        *blocks, last = self.blocks
-        for block in blocks:
+        x, last = self._embed(tokens, 0), self.blocks[-1]
+        for block in self.blocks[:-1]:
             x = block(x)
+        if self.decoder is not None:
+            return self._decode(x, at)
         return self.norm(last(x) if at is None else last.forward_at(x, at))
 
-    def _decode(self, tokens: Tensor, at: Tensor | None) -> Tensor:
-        """What `forward` gives, each row from the last token's of its sequence and its position."""
-        batch, length = tokens.shape
-        x = self._embed(tokens, 0)
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x)
-        ends = torch.arange(1, batch + 1, device=tokens.device) * length - 1
-        gathered = self.norm(last.forward_at(x, ends))  # (b, d)
+    def _decode(self, x: Tensor, at: Tensor | None) -> Tensor:
+        """What `forward` gives, each row from the last token's of its sequence and its position; x (b, t, d) before
+        the last block."""
+        batch, length, _ = x.shape
+        ends = torch.arange(1, batch + 1, device=x.device) * length - 1
+        gathered = self.norm(self.blocks[-1].forward_at(x, ends))  # (b, d)
         if at is None:
-            positions = torch.arange(length, device=tokens.device)
+            positions = torch.arange(length, device=x.device)
             return self.decoder(gathered.unsqueeze(1), positions)
         return self.decoder(gathered[at // length], at % length)
 

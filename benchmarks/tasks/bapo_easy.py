@@ -4,12 +4,13 @@ Source: Schnabel et al. 2025 (arXiv 2505.08140). Sizes and laws are theirs; wher
 is said. Numbers are tokens here; the paper asks language models in words.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from ._draw import coins, distinct, shuffled
+from ._draw import coins, distinct
 from ._task import Batch, Task, need, no_answers
 
 
@@ -77,8 +78,9 @@ class YesOrNo(Task):
     def solve(self, inputs: Tensor) -> Tensor:
         return self.said(inputs, torch.tensor([self.decide(row) for row in inputs.tolist()])).targets
 
+    @abstractmethod
     def decide(self, row: list[int]) -> bool:
-        raise NotImplementedError
+        """The answer to one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,13 +200,3 @@ class Match2(YesOrNo):
 
     def decide(self, row: list[int]) -> bool:
         return 2 * self.largest - 1 - row[-1] in row[:-1]
-
-
-def numbers_of(ids: Tensor, largest: int) -> Tensor:
-    """Ids 0 .. 2 largest - 1 as the numbers -largest .. -1, 1 .. largest."""
-    return ids - largest + (ids >= largest).long()
-
-
-def shuffled_rows(*parts: Tensor, generator: Generator) -> Tensor:
-    """Columns of all parts in an order of its own for each row."""
-    return shuffled(torch.cat(parts, dim=1), generator)

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from ._draw import coins, distinct, shuffled
 from ._task import Batch, Task, need, no_answers
-from .bapo_easy import YesOrNo, numbers_of, shuffled_rows
+from .bapo_easy import YesOrNo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Majority(Task):
 
     def sample(self, n: int, generator: Generator) -> Batch:
         halves = (torch.arange(self.length) % 2).expand(n, -1)
-        inputs = shuffled_rows(halves, torch.randint(2, (n, 1), generator=generator), generator=generator)
+        inputs = shuffled(torch.cat((halves, torch.randint(2, (n, 1), generator=generator)), dim=1), generator)
         return Batch.of(inputs, self.solve(inputs))
 
     def solve(self, inputs: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Match3(YesOrNo):
             ids = distinct(rows, 0, 2 * self.largest, self.length, generator)
             mine = ids.gather(1, distinct(rows, 0, self.length, 2, generator))
             others = distinct(rows, 0, 2 * self.largest, 2, generator)
-            summed = numbers_of(mine.where(yes[missing].unsqueeze(1), others), self.largest).sum(dim=1, keepdim=True)
+            summed = _numbers_of(mine.where(yes[missing].unsqueeze(1), others), self.largest).sum(dim=1, keepdim=True)
             inputs[missing] = torch.cat((ids, 2 * self.largest - summed), dim=1)
             found = torch.zeros(n, dtype=torch.bool)
             found[missing] = self._matches(inputs[missing])
@@ -107,12 +107,12 @@ class Match3(YesOrNo):
         return self.said(inputs, yes)
 
     def decide(self, row: list[int]) -> bool:
-        numbers, last = numbers_of(torch.tensor(row[:-1]), self.largest).tolist(), row[-1] - 2 * self.largest
+        numbers, last = _numbers_of(torch.tensor(row[:-1]), self.largest).tolist(), row[-1] - 2 * self.largest
         return any(a + b + last == 0 for a, b in combinations(numbers, 2))
 
     def _matches(self, inputs: Tensor) -> Tensor:
         """(n,) what `decide` says."""
-        numbers, last = numbers_of(inputs[:, :-1], self.largest), inputs[:, -1] - 2 * self.largest
+        numbers, last = _numbers_of(inputs[:, :-1], self.largest), inputs[:, -1] - 2 * self.largest
         sums = numbers.unsqueeze(2) + numbers.unsqueeze(1)
         sums.diagonal(dim1=1, dim2=2).fill_(5 * self.largest)  # no number is taken twice
         return (sums == -last[:, None, None]).any(dim=(1, 2))
@@ -154,7 +154,7 @@ class Unique(Task):
         numbers = distinct(n, 0, self.length, quarter + 1, generator)
         only, often = numbers[:, :1], numbers[:, 1:]
         rest = torch.randint(quarter, (n, self.length - 2 * quarter - 1), generator=generator)
-        inputs = shuffled_rows(only, often, often, often.gather(1, rest), generator=generator)
+        inputs = shuffled(torch.cat((only, often, often, often.gather(1, rest)), dim=1), generator)
         targets = no_answers(inputs)
         targets[:, -1:] = only
         return Batch.of(inputs, targets)
@@ -209,7 +209,7 @@ class SetDifference(Task):
         numbers = distinct(n, 0, self.num_values, self.length + 1, generator)
         a, others = numbers[:, :first], numbers[:, first : self.length - first]
         extra, missing = numbers[:, -1:], coins(n, generator).unsqueeze(1)
-        b = shuffled_rows(a[:, 1:], others, extra.where(missing, a[:, :1]), generator=generator)
+        b = shuffled(torch.cat((a[:, 1:], others, extra.where(missing, a[:, :1])), dim=1), generator)
         inputs = torch.cat((shuffled(a, generator), torch.full((n, 1), self.num_values), b), dim=1)
         targets = no_answers(inputs)
         targets[:, -1:] = a[:, :1].where(missing, self.num_values + 1)
@@ -270,3 +270,8 @@ class Reachability(YesOrNo):
         while at in following:
             at = following[at]
         return at == end
+
+
+def _numbers_of(ids: Tensor, largest: int) -> Tensor:
+    """Ids 0 .. 2 largest - 1 as the numbers -largest .. -1, 1 .. largest."""
+    return ids - largest + (ids >= largest).long()

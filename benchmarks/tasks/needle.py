@@ -44,7 +44,7 @@ class NeedleInNoise(Task):
             (1 <= self.num_queries <= self.num_keys, "num_queries must be in 1 .. num_keys"),
             (self.seq_len >= shortest, f"seq_len must be at least {shortest}, for all needles and questions"),
             (
-                third >= max(self.num_keys, self.num_keys * self.num_values),
+                third >= self.num_keys * self.num_values,
                 "vocab_size must be at least 3 * num_keys * num_values + 2, so that keys and values differ",
             ),
         )

@@ -84,7 +84,10 @@ def recall(
     except OSError as error:
         again = f"go on with the same options and --resume --out {plan.folder}"
         raise UsageError(f"recall: stopped by {error}; what was finished is kept; {again}") from None
-    finish(plan.folder, write_report(plan.folder), print_table)
+    try:
+        finish(plan.folder, write_report(plan.folder), print_table)
+    except ValueError as error:  # where every training failed there is nothing to draw
+        raise UsageError(error) from None
     return 0
 
 

@@ -60,6 +60,17 @@ def test_other_tasks_and_learning_rates_from_end_to_end(tmp_path, capsys):
     assert "unknown task 'dyke'" in refuse(capsys, "recall", "--tasks", "dyke")
 
 
+def test_a_run_of_failures_alone_ends_with_a_line(tmp_path, capsys, monkeypatch):
+    from subquad.benchmarks import _trial
+
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(_trial, "train", fail)
+    said = refuse(capsys, "recall", *SMALLEST, "--steps", "1", "--out", str(tmp_path / "run"))
+    assert "holds no finished run" in said
+
+
 def test_help_comes_without_benchmarks_and_plotting():
     program = (
         "import sys; from subquad.cli import main\n"

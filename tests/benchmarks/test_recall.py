@@ -16,6 +16,7 @@ from subquad.benchmarks import _plan, _trial, records
 from subquad.benchmarks._plan import SETTINGS_FILE, plan_recall
 from subquad.benchmarks.recall import CHECKPOINTS, parse_tasks, run_recall
 from subquad.benchmarks.recipes import RECIPES, Course, Part, Recipe, quick
+from subquad.benchmarks.report._records import read_results
 from subquad.benchmarks.tasks import MQAR, TASKS, Compression, Copying, Dyck, FuzzyRecall
 from subquad.mixers import MIXERS
 
@@ -257,3 +258,13 @@ def test_tasks_of_the_command_line():
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             parse_tasks(text)
+
+
+def test_courses_of_the_same_tests_are_told_apart_in_records_and_reports(tmp_path):
+    task = Dyck(seq_len=8)
+    courses = tuple(Course((Part(task, num_examples=n),), task.tests, name=f"{n} examples") for n in (4, 8))
+    plan = plan_recall(recipe="tiny", mixers=["attention"], tasks=[task], seeds=[0], steps=2, out=tmp_path)
+    found = run_recall(replace(plan, recipe=replace(plan.recipe, courses=courses)))
+    labels = [record["segments"][0]["label"] for record in found]
+    assert labels == ["Dyck(seq_len=8), 4 examples", "Dyck(seq_len=8), 8 examples"]
+    assert list(read_results(tmp_path).rows[0].by_size("num_examples")) == [4, 8]

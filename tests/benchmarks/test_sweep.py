@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from subquad import cli
-from subquad.benchmarks import _places, _trial, records
+from subquad.benchmarks import _trial, records
 from subquad.benchmarks._plan import plan_recall
 from subquad.benchmarks.recall import CHECKPOINTS, Cluster, run_recall
 from subquad.benchmarks.recipes import RECIPES
@@ -191,4 +191,3 @@ def test_what_a_trial_takes_is_checked():
     for options in (dict(cpus=0), dict(gpus=-1)):
         with pytest.raises(ValueError, match="at least 1 cpu and no less than 0 gpus"):
             Cluster(**options)
-    assert _places.RETRIES == 3

@@ -83,3 +83,10 @@ def last_answer(inputs: Tensor, answers: Tensor) -> Batch:
 def drawn(choices: tuple[int, ...], n: int, generator: Generator) -> Tensor:
     """(n, 1) of the choices, equally likely."""
     return torch.tensor(choices)[torch.randint(len(choices), (n, 1), generator=generator)]
+
+
+def by_anchor(values: dict[int, int]) -> Tensor:
+    """(20,) the value of each anchor, 0 for those that have none."""
+    table = torch.zeros(FIRST_KEY, dtype=torch.long)
+    table[list(values)] = torch.tensor(list(values.values()))
+    return table

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from .._task import Batch, Task, need, no_answers
-from ._anchor import FIRST_KEY, AnchorTask, drawn, last_answer
+from ._anchor import FIRST_KEY, AnchorTask, by_anchor, drawn, last_answer
 
 OFFSETS = {1: 5, 2: 1, 3: -2, 4: -8, 9: -2}  # 9 means what 3 means
 WHICH = ("seen", "held_out")
@@ -58,10 +58,7 @@ class Composition(AnchorTask):
         keys = self.keys(key_at, generator)
         first = at + int(self.key_first)
         inputs.scatter_(1, torch.cat((first, first + 1), dim=1), anchors).scatter_(1, key_at, keys)
-        offset = torch.zeros(FIRST_KEY, dtype=torch.long)
-        for anchor, value in OFFSETS.items():
-            offset[anchor] = value
-        return last_answer(inputs, keys + offset[anchors].sum(dim=1, keepdim=True))
+        return last_answer(inputs, keys + by_anchor(OFFSETS)[anchors].sum(dim=1, keepdim=True))
 
     def solve(self, inputs: Tensor) -> Tensor:
         targets = no_answers(inputs)

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from .._draw import coins
 from .._task import Batch, need, no_answers
-from ._anchor import FIRST_KEY, AnchorTask, drawn, last_answer
+from ._anchor import FIRST_KEY, AnchorTask, by_anchor, drawn, last_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,7 @@ class SingleAnchor(AnchorTask):
         key_at = (at + self.distance) % self.seq_len
         keys = self.keys(key_at, generator)
         inputs.scatter_(1, at, anchors).scatter_(1, key_at, keys)
-        offset = torch.zeros(FIRST_KEY, dtype=torch.long)
-        for anchor, value in self.offsets:
-            offset[anchor] = value
-        return last_answer(inputs, keys + offset[anchors])
+        return last_answer(inputs, keys + by_anchor(dict(self.offsets))[anchors])
 
     def solve(self, inputs: Tensor) -> Tensor:
         targets, offset = no_answers(inputs), dict(self.offsets)
