@@ -1,20 +1,30 @@
 """How the weight between two tokens fades: not at all, by one factor a head, or by one a key channel.
 
-A block is (n, g, c, width): n chunks of g heads of sequences, c tokens each; N = n g. Each class knows:
+A block is (n, g, c, k): n chunks of g heads of sequences, c tokens each; N = n g. Before anything is multiplied every
+operand is faded to one reference a chunk, where its memory is kept too, in one of two ways:
 
-    read, write      factors (N, c, 1 or k) of q, which sees the memory before its chunk, and of k in that after it
-    total            (n, g, 1 or k, 1) factor of a memory taken across a chunk
-    scores           weights between the tokens of a chunk, (N, c, c), lower triangular
-    scores_backward  adds to dq and dk, returns `flow` for the gradient of log_decay; uses up its scores and dscores
+    MildDecay    nothing in the block fades far within a chunk, so all of it is measured from the chunk's middle token:
+                 exp(+-) of the distance is exact, and what follows is attention without decay
+    SteepDecay   reads are measured from the start of the chunk and writes to its end, where exponents are <= 0
+                 whatever the decay; weights inside the chunk have ways of their own
 
-Without decay the factors are None.
+Each has these members; without decay (NoDecay) factors are None and operands stay as they are:
 
-The gradient of log_decay_t sums q_i k_j v_j dy_i over the pairs that straddle t, j < t <= i. Pairs inside the chunk
-are counted by `flow` (what token i reads from before minus what it gives to later ones, without its own pair), so
-that it is zero where everything has faded: no difference of large sums is ever taken across chunks.
+    reading, writing   an operand that reads the memory, or writes into it, as `Faded`
+    weights            of a reader on the writers until it in the chunk, (N, c, c), lower triangular
+    enter, land        a memory (g, k, v) as the first chunk reads it, and what each chunk writes (n, g, k, v) as the
+                       next one reads it; `land_` is in place. Their gradients go the same way
+    total              (n, g, 1 or k, 1) factor of a memory taken to the next chunk
+    at_entry           an operand (N, k) that reads the memory before the chunk has faded at all
+    backward           from gradients of what is faded to those of operands and of log_decay
+
+The gradient of log_decay_t sums reader_i writer_j dweight_ij over the pairs that straddle t, j < t <= i. They are
+counted a chunk at a time, and where it is steep so that no difference of large sums is taken: zero where all has faded.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +37,258 @@ FADED = -1000.0  # exp of it is zero in every dtype
 GRID = 256.0  # multiples of 1 / GRID down to 64 * FADED add up exactly even in float32
 
 
-@lru_cache(maxsize=64)
-def _ones_below(n: int, diagonal: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.ones(n, n, dtype=dtype, device=device).tril_(diagonal)
+class Faded(NamedTuple):
+    """An operand (N, c, k), and what is left of it at the reference of its chunk."""
+
+    plain: Tensor
+    faded: Tensor
+
+
+Operands = Sequence[tuple[Faded, Tensor]]  # readers or writers, each with the gradient of `faded`
+Pairs = tuple[Tensor, Tensor]  # weights of a reader on a writer, and their gradient, zero where the weights are
+
+
+class NoDecay:
+    total = None
+
+    def reading(self, x: Tensor) -> Faded:
+        return Faded(x, x)
+
+    def writing(self, x: Tensor) -> Faded:
+        return Faded(x, x)
+
+    def weights(self, reader: Faded, writer: Faded, diagonal: int = 0) -> Tensor:
+        return torch.bmm(reader.faded, writer.faded.mT).tril_(diagonal)
+
+    def enter(self, memory: Tensor) -> Tensor:
+        return memory
+
+    def land(self, written: Tensor) -> Tensor:
+        return written
+
+    def land_(self, written: Tensor) -> Tensor:
+        return written
+
+    def at_entry(self, x: Tensor) -> Tensor:
+        return x
+
+    def backward(
+        self, readers: Operands, writers: Operands, pairs: list[list[Pairs]], memories: Tensor, dmemories: Tensor
+    ) -> Tensor | None:
+        """Turn gradients of faded operands into those of plain ones, in place; return that of log_decay, (N, c, width).
+
+        Args:
+            readers, writers: operands, each with the gradient that reaches `faded` through the memory.
+            pairs: by reader and writer.
+            memories, dmemories: (n + 1, g, k, v) as each chunk reads them, and after the last. All may be used up.
+        """
+        for (reader, dreader), row in zip(readers, pairs, strict=True):
+            for (writer, dwriter), (_, dweights) in zip(writers, row, strict=True):
+                dreader.baddbmm_(dweights, writer.faded)
+                dwriter.baddbmm_(dweights.mT, reader.faded)
+
+
+class MildDecay(NoDecay):
+    """All tokens of a chunk, and its memory, are measured from its middle token."""
+
+    def __init__(self, log_decay: Tensor):  # (n, g, c, 1 or k)
+        middle = (log_decay.shape[2] - 1) // 2
+        self.read = _from_middle(log_decay.flatten(0, 1))
+        self.write = self.read.reciprocal()
+        to_middle, to_end = log_decay[:, :, : middle + 1].sum(2), log_decay[:, :, middle + 1 :].sum(2)
+        self.entry = to_middle.neg().exp_().flatten(0, 1)  # (N, 1 or k)
+        self.entering = to_middle[0].exp()[..., None]  # (g, 1 or k, 1)
+        to_end[:-1] += to_middle[1:]
+        self.total = to_end.exp_()[..., None]
+
+    def reading(self, x: Tensor) -> Faded:
+        return Faded(x, x * self.read)
+
+    def writing(self, x: Tensor) -> Faded:
+        return Faded(x, x * self.write)
+
+    def enter(self, memory: Tensor) -> Tensor:
+        return memory * self.entering
+
+    def land(self, written: Tensor) -> Tensor:
+        return written * self.total
+
+    def land_(self, written: Tensor) -> Tensor:
+        return written.mul_(self.total)
+
+    def at_entry(self, x: Tensor) -> Tensor:
+        return x * self.entry
+
+    def backward(
+        self, readers: Operands, writers: Operands, pairs: list[list[Pairs]], memories: Tensor, dmemories: Tensor
+    ) -> Tensor:
+        super().backward(readers, writers, pairs, memories, dmemories)
+        flow = _products(readers).sub_(_products(writers))  # what is read until t, less what later tokens read of t
+        for operands, factor in ((readers, self.read), (writers, self.write)):
+            for _, dx in operands:
+                dx *= factor
+        leaving = memories[1:].mul_(dmemories[1:]).sum(-1).flatten(0, 1)[:, None]  # read of this chunk by later ones
+        return sums_from(_shared(flow, self.read)).add_(_shared(leaving, self.read))
+
+
+def _products(operands: Operands) -> Tensor:
+    """Sum of each faded operand times its gradient; uses up what is faded."""
+    (first, dfirst), *others = operands
+    total = first.faded.mul_(dfirst)
+    for x, dx in others:
+        total.addcmul_(x.faded, dx)
+    return total
+
+
+class SteepDecay(NoDecay):
+    """Reads are measured from the start of their chunk, writes to its end: `read`, `write` (N, c, 1 or k), `total`."""
+
+    def reading(self, x: Tensor) -> Faded:
+        return Faded(x, x * self.read)
+
+    def writing(self, x: Tensor) -> Faded:
+        return Faded(x, x * self.write)
+
+    def backward(
+        self, readers: Operands, writers: Operands, pairs: list[list[Pairs]], memories: Tensor, dmemories: Tensor
+    ) -> Tensor:
+        flow, to_after = (_shared(_products(operands), self.read) for operands in (readers, writers))
+        for operands, factor in ((readers, self.read), (writers, self.write)):
+            for _, dx in operands:
+                dx *= factor
+        for (reader, dreader), row in zip(readers, pairs, strict=True):
+            for (writer, dwriter), between in zip(writers, row, strict=True):
+                flow += self._through_weights(reader.plain, writer.plain, between, dreader, dwriter)
+        dlog_decay = sums_from(flow).add_(sums_before(to_after))
+        across = memories[:-1].mul_(dmemories[1:]).sum(-1, keepdim=True).mul_(self.total).flatten(0, 1)
+        return dlog_decay.add_(_shared(across.mT, self.read))
+
+
+class SteepHeadDecay(SteepDecay):
+    """One factor a head and token; those of all pairs, from differences of sums of log_decay over the chunk."""
+
+    def __init__(self, log_decay: Tensor):  # (n, g, c, 1)
+        dtype = log_decay.dtype
+        until = _coarse_and_fine(log_decay.squeeze(-1)).cumsum(-1)  # (2, n, g, c)
+        total = until[..., -1:]
+        coarse, fine = until.to(dtype).flatten(1, 2)  # (N, c)
+        log_factors = coarse[:, :, None] - coarse[:, None, :]
+        log_factors += fine[:, :, None]
+        log_factors -= fine[:, None, :]
+        self.factors = log_factors.exp_().tril_()  # (N, c, c)
+        self.read = until.sum(0).exp_().to(dtype).view(-1, until.shape[-1], 1)
+        self.write = (total - until).sum(0).exp_().to(dtype).view_as(self.read)
+        self.total = total.sum(0).exp_().to(dtype)[..., None]
+
+    def weights(self, reader: Faded, writer: Faded, diagonal: int = 0) -> Tensor:
+        weights = torch.bmm(reader.plain, writer.plain.mT).mul_(self.factors)
+        return weights if diagonal == 0 else weights.tril_(diagonal)
+
+    def _through_weights(self, q: Tensor, k: Tensor, pairs: Pairs, dq: Tensor, dk: Tensor) -> Tensor:
+        """Add to dq and dk; what a token reads of earlier ones less what later ones read of it, (N, c, 1)."""
+        weights, dweights = pairs
+        moved = weights.mul_(dweights).tril_(-1)
+        dweights.mul_(self.factors)
+        dq.baddbmm_(dweights, k)
+        dk.baddbmm_(dweights.mT, q)
+        return (moved.sum(2) - moved.sum(1))[..., None]
+
+
+class SteepChannelDecay(SteepDecay):
+    """One factor a key channel and token: weights factor into exp(c_i - r) and exp(r - c_j), r a reference between.
+
+    A chunk is halved again and again. Between the two halves the reference is their border, where both exponents are
+    <= 0 whatever the decay. Halving stops at `leaf` tokens, whose range is so small that a reference in their middle
+    is exact too: for extreme decays that is a single token.
+    """
+
+    def __init__(self, log_decay: Tensor, leaf: int):  # (n, g, c, k)
+        chunks, c = log_decay.shape[:2], log_decay.shape[2]
+        log_decay = log_decay.flatten(0, 1)
+        self.leaf = leaf
+        from_middle, to_middle, to_end = _leaf_factors(log_decay, leaf)
+        self.leaf_query = from_middle.view_as(log_decay)
+        self.leaf_key = self.leaf_query.reciprocal()
+        self.read = (from_middle * to_middle).view_as(log_decay)
+        self.write = (self.leaf_key.view_as(from_middle) * to_end).view_as(log_decay)
+        self.levels = []  # (half, factor of its queries in the second half, factor of its keys in the first half)
+        half = leaf
+        while half < c:
+            self.levels.append((half, _second(self.read, half).clone(), _first(self.write, half).clone()))
+            runs = log_decay.unflatten(1, (-1, 2, half)).sum(3, keepdim=True).exp_()  # (N, c / 2 half, 2, 1, k)
+            _second(self.read, half).unflatten(0, runs.shape[:2]).mul_(runs[:, :, 0])
+            _first(self.write, half).unflatten(0, runs.shape[:2]).mul_(runs[:, :, 1])
+            half *= 2
+        self.total = self.read[:, -1, :, None].unflatten(0, chunks)
+
+    def weights(self, reader: Faded, writer: Faded, diagonal: int = 0) -> Tensor:
+        q, k = reader.plain, writer.plain
+        num, c, _ = q.shape
+        queries, keys = self._leaves(q, k)
+        weights = q.new_zeros(num, c, c)
+        leaves = torch.bmm(queries, keys.mT).tril_(diagonal)
+        _diagonal_blocks(weights, self.leaf).copy_(leaves.unflatten(0, (num, -1)))
+        for half, query, key in self.levels:
+            late, early = _second(q, half) * query, _first(k, half) * key
+            below = _diagonal_blocks(weights, 2 * half)[:, :, half:, :half]
+            below.copy_(torch.bmm(late, early.mT).unflatten(0, (num, -1)))
+        return weights
+
+    def _through_weights(self, q: Tensor, k: Tensor, pairs: Pairs, dq: Tensor, dk: Tensor) -> Tensor:
+        """As that of one factor a head, (N, c, k)."""
+        _, dweights = pairs
+        own = dweights.diagonal(dim1=1, dim2=2)[..., None]  # a token's own pair does not fade
+        dq.addcmul_(own, k)
+        dk.addcmul_(own, q)
+        near = _diagonal_blocks(dweights, self.leaf).reshape(-1, self.leaf, self.leaf).tril_(-1)
+        queries, keys = self._leaves(q, k)
+        dq_chunk = torch.bmm(near, keys).view_as(q).mul_(self.leaf_query)
+        dk_chunk = torch.bmm(near.mT, queries).view_as(k).mul_(self.leaf_key)
+        for half, query, key in self.levels:
+            late, early = _second(q, half) * query, _first(k, half) * key
+            far = _diagonal_blocks(dweights, 2 * half)[:, :, half:, :half].flatten(0, 1)
+            _second(dq_chunk, half).addcmul_(torch.bmm(far, early), query)
+            _first(dk_chunk, half).addcmul_(torch.bmm(far.mT, late), key)
+        dq += dq_chunk
+        dk += dk_chunk
+        return dq_chunk.mul_(q).sub_(dk_chunk.mul_(k))
+
+    def _leaves(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return _runs(q * self.leaf_query, self.leaf), _runs(k * self.leaf_key, self.leaf)
+
+
+def _coarse_and_fine(log_decay: Tensor) -> Tensor:
+    """Split into multiples of 1 / GRID, whose sums are exact, and small rests: differences of long sums stay exact."""
+    log_decay = log_decay.double().clamp_min(FADED)
+    coarse = (log_decay * GRID).round_().div_(GRID)
+    return torch.stack([coarse, log_decay - coarse])
+
+
+def _leaf_size(log_decay: Tensor) -> int:
+    """Longest run of tokens, a power of two, in which no channel fades beyond the safe range; (n, g, c, width)."""
+    leaf = log_decay.shape[2]
+    while leaf > 1 and log_decay.unflatten(2, (-1, leaf)).sum(3).min() < -2 * SAFE_HALF_RANGE:
+        leaf //= 2
+    return leaf
+
+
+def _leaf_factors(log_decay: Tensor, leaf: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every token from the middle of its leaf, and of each leaf: from start to middle, from middle to end.
+
+    log_decay (N, c, k); all as (N, c / leaf, leaf or 1, k).
+    """
+    runs = log_decay.unflatten(1, (-1, leaf))
+    middle = (leaf - 1) // 2
+    to_middle = runs[:, :, : middle + 1].sum(2, keepdim=True).exp_()
+    to_end = runs[:, :, middle + 1 :].sum(2, keepdim=True).exp_()
+    return _from_middle(runs), to_middle, to_end
+
+
+def _from_middle(log_decay: Tensor) -> Tensor:
+    """Factor of each row from the middle one, 1 or more before it; log_decay (..., rows, width)."""
+    rows = log_decay.shape[-2]
+    sums = _ones_below(rows, 0, log_decay.dtype, log_decay.device)
+    return torch.matmul(sums - sums[(rows - 1) // 2], log_decay).exp_()
 
 
 def sums_from(x: Tensor) -> Tensor:
@@ -42,148 +301,14 @@ def sums_before(x: Tensor) -> Tensor:
     return torch.matmul(_ones_below(x.shape[1], -1, x.dtype, x.device), x)
 
 
-def _coarse_and_fine(log_decay: Tensor) -> Tensor:
-    """Split into multiples of 1 / GRID, whose sums are exact, and small rests: differences of long sums stay exact."""
-    log_decay = log_decay.double().clamp_min(FADED)
-    coarse = (log_decay * GRID).round_().div_(GRID)
-    return torch.stack([coarse, log_decay - coarse])
+@lru_cache(maxsize=64)
+def _ones_below(n: int, diagonal: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(n, n, dtype=dtype, device=device).tril_(diagonal)
 
 
-class NoDecay:
-    read = write = total = None
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        return torch.bmm(q, k.mT).tril_()
-
-    def scores_backward(self, q: Tensor, k: Tensor, scores: Tensor, dscores: Tensor, dq: Tensor, dk: Tensor) -> None:
-        dscores.tril_()
-        dq.baddbmm_(dscores, k)
-        dk.baddbmm_(dscores.mT, q)
-
-
-class HeadDecay:
-    """One factor a head and token, from differences of sums of log_decay over the chunk."""
-
-    def __init__(self, log_decay: Tensor):  # (n, g, c, 1)
-        dtype = log_decay.dtype
-        until = _coarse_and_fine(log_decay.squeeze(-1)).cumsum(-1)  # (2, n, g, c)
-        total = until[..., -1:]
-        coarse, fine = until.to(dtype).flatten(1, 2)  # (N, c)
-        log_weight = coarse[:, :, None] - coarse[:, None, :]
-        log_weight += fine[:, :, None]
-        log_weight -= fine[:, None, :]
-        self.weight = log_weight.exp_().tril_()  # (N, c, c)
-        self.read = until.sum(0).exp_().to(dtype).view(-1, until.shape[-1], 1)
-        self.write = (total - until).sum(0).exp_().to(dtype).view_as(self.read)
-        self.total = total.sum(0).exp_().to(dtype)[..., None]  # (n, g, 1, 1)
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        return torch.bmm(q, k.mT).mul_(self.weight)
-
-    def scores_backward(self, q: Tensor, k: Tensor, scores: Tensor, dscores: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
-        pairs = scores.mul_(dscores).tril_(-1)
-        dscores.mul_(self.weight)
-        dq.baddbmm_(dscores, k)
-        dk.baddbmm_(dscores.mT, q)
-        return (pairs.sum(2) - pairs.sum(1))[..., None]  # (N, c, 1)
-
-    def reduce(self, x: Tensor) -> Tensor:
-        """Sum over the channels that share a factor."""
-        return x.sum(-1, keepdim=True)
-
-    def across(self, memories: Tensor) -> Tensor:
-        """Pairs that straddle a whole chunk, (N, 1, 1), from the memories before it times their gradients after it."""
-        return (memories.sum((-2, -1), keepdim=True) * self.total).flatten(0, 1)
-
-
-class ChannelDecay:
-    """One factor a key channel and token: weights factor into exp(c_i - r) and exp(r - c_j), r a reference between.
-
-    A chunk is halved again and again. Between the two halves the reference is their border, where both exponents are
-    <= 0 whatever the decay. Halving stops at `leaf` tokens, whose range is so small that a reference in their middle
-    is exact too: for mild decays that is the whole chunk, for extreme ones a single token.
-    """
-
-    def __init__(self, log_decay: Tensor):  # (n, g, c, k)
-        chunks, c = log_decay.shape[:2], log_decay.shape[2]
-        log_decay = log_decay.flatten(0, 1)
-        self.leaf = _leaf_size(log_decay)
-        from_middle, to_middle, to_end = _leaf_factors(log_decay, self.leaf)
-        self.leaf_query = from_middle.view_as(log_decay)
-        self.leaf_key = self.leaf_query.reciprocal()
-        self.read = (from_middle * to_middle).view_as(log_decay)
-        self.write = (self.leaf_key.view_as(from_middle) * to_end).view_as(log_decay)
-        self.levels = []  # (half, factor of its queries in the second half, factor of its keys in the first half)
-        half = self.leaf
-        while half < c:
-            self.levels.append((half, _second(self.read, half).clone(), _first(self.write, half).clone()))
-            runs = log_decay.unflatten(1, (-1, 2, half)).sum(3, keepdim=True).exp_()  # (N, c / 2 half, 2, 1, k)
-            _second(self.read, half).unflatten(0, runs.shape[:2]).mul_(runs[:, :, 0])
-            _first(self.write, half).unflatten(0, runs.shape[:2]).mul_(runs[:, :, 1])
-            half *= 2
-        self.total = self.read[:, -1, :, None].unflatten(0, chunks)  # (n, g, k, 1)
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        queries, keys = self._leaves(q, k)
-        leaf = torch.bmm(queries, keys.mT).tril_()
-        num, c, _ = q.shape
-        if self.leaf == c:
-            return leaf
-        scores = q.new_zeros(num, c, c)
-        _diagonal_blocks(scores, self.leaf).copy_(leaf.unflatten(0, (num, -1)))
-        for half, query, key in self.levels:
-            late, early = _second(q, half) * query, _first(k, half) * key
-            below = _diagonal_blocks(scores, 2 * half)[:, :, half:, :half]
-            below.copy_(torch.bmm(late, early.mT).unflatten(0, (num, -1)))
-        return scores
-
-    def scores_backward(self, q: Tensor, k: Tensor, scores: Tensor, dscores: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
-        own = dscores.diagonal(dim1=1, dim2=2)[..., None]  # a token's own pair does not fade
-        dq.addcmul_(own, k)
-        dk.addcmul_(own, q)
-        pairs = _diagonal_blocks(dscores, self.leaf).reshape(-1, self.leaf, self.leaf).tril_(-1)
-        queries, keys = self._leaves(q, k)
-        dq_chunk = torch.bmm(pairs, keys).view_as(q).mul_(self.leaf_query)
-        dk_chunk = torch.bmm(pairs.mT, queries).view_as(k).mul_(self.leaf_key)
-        for half, query, key in self.levels:
-            late, early = _second(q, half) * query, _first(k, half) * key
-            pairs = _diagonal_blocks(dscores, 2 * half)[:, :, half:, :half].flatten(0, 1)
-            _second(dq_chunk, half).addcmul_(torch.bmm(pairs, early), query)
-            _first(dk_chunk, half).addcmul_(torch.bmm(pairs.mT, late), key)
-        dq += dq_chunk
-        dk += dk_chunk
-        return dq_chunk.mul_(q).sub_(dk_chunk.mul_(k))  # (N, c, k)
-
-    def _leaves(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return _runs(q * self.leaf_query, self.leaf), _runs(k * self.leaf_key, self.leaf)
-
-    def reduce(self, x: Tensor) -> Tensor:
-        return x
-
-    def across(self, memories: Tensor) -> Tensor:
-        return (memories.sum(-1, keepdim=True) * self.total).flatten(0, 1).mT  # (N, 1, k)
-
-
-def _leaf_size(log_decay: Tensor) -> int:
-    """Longest run of tokens, a power of two, in which no channel fades beyond the safe range."""
-    leaf = log_decay.shape[1]
-    while leaf > 1 and log_decay.unflatten(1, (-1, leaf)).sum(2).min() < -2 * SAFE_HALF_RANGE:
-        leaf //= 2
-    return leaf
-
-
-def _leaf_factors(log_decay: Tensor, leaf: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every token from the middle of its leaf, and of each leaf: from start to middle, from middle to end.
-
-    All as (N, c / leaf, leaf or 1, k).
-    """
-    sums = _ones_below(leaf, 0, log_decay.dtype, log_decay.device)
-    middle = (leaf - 1) // 2
-    runs = log_decay.unflatten(1, (-1, leaf))  # (N, c / leaf, leaf, k)
-    from_middle = torch.matmul(sums - sums[middle], runs).exp_()
-    to_middle = runs[:, :, : middle + 1].sum(2, keepdim=True).exp_()
-    to_end = runs[:, :, middle + 1 :].sum(2, keepdim=True).exp_()
-    return from_middle, to_middle, to_end
+def _shared(x: Tensor, factor: Tensor) -> Tensor:
+    """Summed over the channels that share a factor."""
+    return x if factor.shape[-1] == x.shape[-1] else x.sum(-1, keepdim=True)
 
 
 def _runs(x: Tensor, length: int) -> Tensor:
@@ -205,13 +330,15 @@ def _diagonal_blocks(pairs: Tensor, size: int) -> Tensor:
     return pairs.as_strided((num, c // size, size, size), (c * c, (c + 1) * size, c, 1), pairs.storage_offset())
 
 
-Decay = NoDecay | HeadDecay | ChannelDecay
+Decay = NoDecay | MildDecay | SteepHeadDecay | SteepChannelDecay
 
 
 def load_decay(log_decay: Tensor | None, block: Block, span: slice, chunk: int, dtype: torch.dtype) -> Decay:
     """Of one block of log_decay: None, (b, t, h) or (b, t, h, k)."""
     if log_decay is None:
         return NoDecay()
-    if log_decay.ndim == 3:
-        return HeadDecay(load(log_decay[..., None], block, span, chunk, dtype))
-    return ChannelDecay(load(log_decay, block, span, chunk, dtype))
+    log_decay = load(log_decay if log_decay.ndim == 4 else log_decay[..., None], block, span, chunk, dtype)
+    leaf = _leaf_size(log_decay)
+    if leaf == chunk:
+        return MildDecay(log_decay)
+    return SteepHeadDecay(log_decay) if log_decay.shape[-1] == 1 else SteepChannelDecay(log_decay, leaf)

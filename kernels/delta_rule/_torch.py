@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._autograd import differentiable
 from .._blocks import blocks, chunk_size, load, new_outputs, segments, store
-from .._decays import Decay, load_decay, sums_before, sums_from
+from .._decays import Decay, Faded, load_decay
 from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
@@ -35,20 +35,17 @@ def _allocate(
 class _Chunks(NamedTuple):
     """What the chunks of a block are before S is known; N chunks of c tokens.
 
-    q, k, v: (N, c, width); beta (N, c, 1); reading, asking: q and k as they read S; writing: k as it writes into the
-    next S. inverted: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
+    beta (N, c, 1); reading, asking: q and k (N, c, k), which read S; writing: k, which writes into the next S.
+    inverted: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
     step: M. memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, likeness: weights of q
     and of k on the earlier k, lower and strictly lower.
     """
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
     beta: Tensor
     decay: Decay
-    reading: Tensor
-    asking: Tensor
-    writing: Tensor
+    reading: Faded
+    asking: Faded
+    writing: Faded
     inverted: Tensor
     errors: Tensor
     corrections: Tensor
@@ -63,20 +60,20 @@ class _Chunks(NamedTuple):
 
 
 def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, groups: tuple[int, int]) -> _Chunks:
-    scores = decay.scores(q, k)
-    likeness = decay.scores(k, k).tril_(-1)
-    reading, asking, writing = q, k, k
-    if decay.total is not None:
-        reading, asking, writing = q * decay.read, k * decay.read, k * decay.write
+    reading, asking, writing = decay.reading(q), decay.reading(k), decay.writing(k)
+    likeness = decay.weights(asking, writing, diagonal=-1)
     inverted = inverse(likeness * beta.mT)
-    errors, corrections = torch.bmm(inverted, v), torch.bmm(inverted, asking)
-    weighed = (writing * beta).mT
+    errors, corrections = torch.bmm(inverted, v), torch.bmm(inverted, asking.faded)
+    weighed = (writing.faded * beta).mT
     step = torch.bmm(weighed, corrections).neg_()
+    decay.land_(step.unflatten(0, groups))
     step.diagonal(dim1=1, dim2=2).add_(1.0 if decay.total is None else decay.total.flatten(0, 1)[..., 0])
     memories, after, _ = room_for_walk(groups, k.shape[-1], v.shape[-1], v)
     torch.bmm(weighed, errors, out=after)
+    decay.land_(memories[1:])
+    scores = decay.weights(reading, writing)
     return _Chunks(
-        q, k, v, beta, decay, reading, asking, writing, inverted, errors, corrections, step, memories, scores, likeness
+        beta, decay, reading, asking, writing, inverted, errors, corrections, step, memories, scores, likeness
     )  # fmt: skip
 
 
@@ -94,22 +91,21 @@ def _forward(
         for index, span in enumerate(segments(t)):
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
-            chunks, groups = _load(q, k, v, beta, log_decay, block, span, scale, memory.dtype)
-            memories = walk(chunks.step, chunks.memories, carry)
+            chunks, groups = _load(q, k, v, beta, log_decay, block, span, memory.dtype)
+            memories = walk(chunks.step, chunks.memories, chunks.decay.enter(carry))
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             written = chunks.wrong(before).mul_(chunks.beta)
-            result = torch.bmm(chunks.reading, before).baddbmm_(chunks.scores, written)
-            store(y, block, span, result.unflatten(0, groups))
+            result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, written)
+            store(y, block, span, result.mul_(scale).unflatten(0, groups))
         memory[block] = carry.view_as(memory[block])
     return outputs
 
 
-def _load(q, k, v, beta, log_decay, block, span, scale, dtype) -> tuple[_Chunks, tuple[int, int]]:
+def _load(q, k, v, beta, log_decay, block, span, dtype) -> tuple[_Chunks, tuple[int, int]]:
     """The chunks of a block and (n, g), their number in time and that of its groups."""
     chunk = chunk_size(q.shape[1])
     decay = load_decay(log_decay, block, span, chunk, dtype)
     parts = [load(x, block, span, chunk, dtype) for x in (q, k, v, beta[..., None])]
-    parts[0].mul_(scale)
     groups = parts[0].shape[:2]
     return _prepare(*(x.flatten(0, 1) for x in parts), decay, groups), groups
 
@@ -150,10 +146,9 @@ def _backward(
         for index, span in reversed(list(enumerate(segments(t)))):
             carry = carries[index - 1] if index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            chunks, groups = _load(q, k, v, beta, log_decay, block, span, scale, memory.dtype)
-            outer = load(dy, block, span, chunk_size(t), memory.dtype).flatten(0, 1)
+            chunks, groups = _load(q, k, v, beta, log_decay, block, span, memory.dtype)
+            outer = load(dy, block, span, chunk_size(t), memory.dtype).flatten(0, 1).mul_(scale)
             *found, dgates, dcarry = _chunks_backward(chunks, outer, carry, dcarry)
-            found[0].mul_(scale)
             for x, dx in zip((dq, dk, dv, dbeta[..., None]), found, strict=True):
                 store(x, block, span, dx.unflatten(0, groups))
             if dlog_decay is not None:
@@ -171,36 +166,27 @@ def _chunks_backward(
     The memory has two readers, q with the gradient dy and k with -dv, and one writer, k with the values beta E.
     """
     decay, beta = chunks.decay, chunks.beta
-    memories = walk(chunks.step, chunks.memories, carry)
+    memories = walk(chunks.step, chunks.memories, decay.enter(carry))
     before = memories[:-1].flatten(0, 1)
     dwritten = torch.bmm(chunks.scores.mT, dy)
-    dmemories, dafter, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)
+    dmemories, _, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)
     weighed = dwritten * beta
-    torch.bmm(chunks.reading.mT, dy, out=dbefore).baddbmm_(chunks.corrections.mT, weighed, alpha=-1)
+    torch.bmm(chunks.reading.faded.mT, dy, out=dbefore).baddbmm_(chunks.corrections.mT, weighed, alpha=-1)
     walk_back(chunks.step, dmemories, dcarry)
+    dafter, dcarry = decay.land(dmemories[1:]).flatten(0, 1), decay.enter(dmemories[0])
 
-    dwritten.baddbmm_(chunks.writing, dafter)
+    dwritten.baddbmm_(chunks.writing.faded, dafter)
     dv = torch.bmm(chunks.inverted.mT, torch.mul(dwritten, beta, out=weighed))
     errors = chunks.wrong(before)
     written = errors * beta
     dbeta = errors.mul_(dwritten.baddbmm_(chunks.likeness.mT, dv, alpha=-1)).sum(-1, keepdim=True)
     dq, dasked, dk = torch.bmm(dy, before.mT), torch.bmm(dv, before.mT).neg_(), torch.bmm(written, dafter.mT)
-    fades = decay.total is not None
-    if fades:
-        from_before = decay.reduce((chunks.reading * dq).addcmul_(chunks.asking, dasked))
-        to_after = decay.reduce(chunks.writing.mul_(dk))
-        dq *= decay.read
-        dasked *= decay.read
-        dk *= decay.write
-    dscores, dlikeness = torch.bmm(dy, written.mT), torch.bmm(dv, written.mT).neg_().tril_(-1)
-    flow = decay.scores_backward(chunks.q, chunks.k, chunks.scores, dscores, dq, dk)
-    asked_flow = decay.scores_backward(chunks.k, chunks.k, chunks.likeness, dlikeness, dasked, dk)
-    dk += dasked
-    dlog_decay = None
-    if fades:
-        dlog_decay = sums_from(flow.add_(asked_flow).add_(from_before)).add_(sums_before(to_after))
-        dlog_decay += decay.across(memories[:-1].mul_(dmemories[1:]))
-    return dq, dk, dv, dbeta, dlog_decay, dmemories[0]
+    dscores, dlikeness = torch.bmm(dy, written.mT).tril_(), torch.bmm(dv, written.mT).neg_().tril_(-1)
+    dlog_decay = decay.backward(
+        [(chunks.reading, dq), (chunks.asking, dasked)], [(chunks.writing, dk)],
+        [[(chunks.scores, dscores)], [(chunks.likeness, dlikeness)]], memories, dmemories,
+    )  # fmt: skip
+    return dq, dk.add_(dasked), dv, dbeta, dlog_decay, dcarry
 
 
 _run = differentiable(

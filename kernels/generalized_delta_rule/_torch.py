@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._autograd import differentiable
 from .._blocks import blocks, chunk_size, load, new_outputs, segments, store
-from .._decays import Decay, load_decay, sums_before, sums_from
+from .._decays import Decay, Faded, load_decay
 from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
@@ -36,22 +36,18 @@ def _allocate(
 class _Chunks(NamedTuple):
     """What the chunks of a block are before S is known; N chunks of c tokens.
 
-    q, k, v, b: (N, c, width); asks: a, moved up by a token. reading, asking: q and a as they read S; writing, adding:
-    k and b as they write into the next S. inverted: U (N, c, c). told, asked: U L V and U A~, so F = told + asked S.
+    v (N, c, v); reading: q (N, c, k), which reads S; asks: a, moved up by a token, which reads it too; writing, adding:
+    k and b, which write into the next S. inverted: U (N, c, c). told, asked: U L V and U A~, so F = told + asked S.
     step: M. memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, echoes: weights of q on
     the k and b until it; heard, crossed: of asks, likewise.
     """
 
-    q: Tensor
-    k: Tensor
     v: Tensor
-    asks: Tensor
-    b: Tensor
     decay: Decay
-    reading: Tensor
-    asking: Tensor
-    writing: Tensor
-    adding: Tensor
+    reading: Faded
+    asks: Faded
+    writing: Faded
+    adding: Faded
     inverted: Tensor
     told: Tensor
     asked: Tensor
@@ -82,21 +78,22 @@ def _down(x: Tensor) -> Tensor:
 
 
 def _prepare(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay, groups: tuple[int, int]) -> _Chunks:
-    asks = _up(a)
-    scores, echoes = decay.scores(q, k), decay.scores(q, b)
-    heard, crossed = decay.scores(asks, k), decay.scores(asks, b)
-    asking = _down(asks * decay.read)
-    asking[:, 0] = a[:, 0]
+    reading, asks = decay.reading(q), decay.reading(_up(a))
+    writing, adding = decay.writing(k), decay.writing(b)
+    scores, echoes = decay.weights(reading, writing), decay.weights(reading, adding)
+    heard, crossed = decay.weights(asks, writing), decay.weights(asks, adding)
+    asking = _down(asks.faded)
+    asking[:, 0] = decay.at_entry(a[:, 0])
     inverted = inverse(_down(crossed).neg_())
     told, asked = torch.bmm(inverted, torch.bmm(_down(heard), v)), torch.bmm(inverted, asking)
-    writing, adding = k * decay.write, b * decay.write
-    step = torch.bmm(adding.mT, asked)
+    step = torch.bmm(adding.faded.mT, asked)
+    decay.land_(step.unflatten(0, groups))
     step.diagonal(dim1=1, dim2=2).add_(decay.total.flatten(0, 1)[..., 0])
     memories, after, _ = room_for_walk(groups, k.shape[-1], v.shape[-1], v)
-    torch.bmm(writing.mT, v, out=after).baddbmm_(adding.mT, told)
+    torch.bmm(writing.faded.mT, v, out=after).baddbmm_(adding.faded.mT, told)
+    decay.land_(memories[1:])
     return _Chunks(
-        q, k, v, asks, b, decay, q * decay.read, asking, writing, adding, inverted, told, asked, step, memories,
-        scores, echoes, heard, crossed,
+        v, decay, reading, asks, writing, adding, inverted, told, asked, step, memories, scores, echoes, heard, crossed
     )  # fmt: skip
 
 
@@ -114,22 +111,21 @@ def _forward(
         for index, span in enumerate(segments(t)):
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
-            chunks, groups = _load(q, k, v, a, b, log_decay, block, span, scale, memory.dtype)
-            memories = walk(chunks.step, chunks.memories, carry)
+            chunks, groups = _load(q, k, v, a, b, log_decay, block, span, memory.dtype)
+            memories = walk(chunks.step, chunks.memories, chunks.decay.enter(carry))
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
-            result = torch.bmm(chunks.reading, before).baddbmm_(chunks.scores, chunks.v)
+            result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, chunks.v)
             result.baddbmm_(chunks.echoes, chunks.answers(before))
-            store(y, block, span, result.unflatten(0, groups))
+            store(y, block, span, result.mul_(scale).unflatten(0, groups))
         memory[block] = carry.view_as(memory[block])
     return outputs
 
 
-def _load(q, k, v, a, b, log_decay, block, span, scale, dtype) -> tuple[_Chunks, tuple[int, int]]:
+def _load(q, k, v, a, b, log_decay, block, span, dtype) -> tuple[_Chunks, tuple[int, int]]:
     """The chunks of a block and (n, g), their number in time and that of its groups."""
     chunk = chunk_size(q.shape[1])
     decay = load_decay(log_decay, block, span, chunk, dtype)
     parts = [load(x, block, span, chunk, dtype) for x in (q, k, v, a, b)]
-    parts[0].mul_(scale)
     groups = parts[0].shape[:2]
     return _prepare(*(x.flatten(0, 1) for x in parts), decay, groups), groups
 
@@ -168,14 +164,18 @@ def _backward(
         for index, span in reversed(list(enumerate(segments(t)))):
             carry = carries[index - 1] if index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            chunks, groups = _load(q, k, v, a, b, log_decay, block, span, scale, memory.dtype)
-            outer = load(dy, block, span, chunk_size(t), memory.dtype).flatten(0, 1)
+            chunks, groups = _load(q, k, v, a, b, log_decay, block, span, memory.dtype)
+            outer = load(dy, block, span, chunk_size(t), memory.dtype).flatten(0, 1).mul_(scale)
             *found, dcarry = _chunks_backward(chunks, outer, carry, dcarry)
-            found[0].mul_(scale)
             for place, dx in zip(places, found, strict=True):
                 store(place, block, span, dx.unflatten(0, groups))
         dstate[block] = dcarry.view_as(dstate[block])
     return [*places, None if state is None else dstate]
+
+
+def _outer(dy: Tensor, written: Tensor) -> Tensor:
+    """Gradient of weights with which `written` was read."""
+    return torch.bmm(dy, written.mT).tril_()
 
 
 def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor) -> tuple[Tensor, ...]:
@@ -185,41 +185,35 @@ def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor)
     writers, k with v and b with F.
     """
     decay = chunks.decay
-    memories = walk(chunks.step, chunks.memories, carry)
+    memories = walk(chunks.step, chunks.memories, decay.enter(carry))
     before = memories[:-1].flatten(0, 1)
     danswers = torch.bmm(chunks.echoes.mT, dy)
-    dmemories, dafter, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)
-    torch.bmm(chunks.reading.mT, dy, out=dbefore).baddbmm_(chunks.asked.mT, danswers)
+    dmemories, _, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)
+    torch.bmm(chunks.reading.faded.mT, dy, out=dbefore).baddbmm_(chunks.asked.mT, danswers)
     walk_back(chunks.step, dmemories, dcarry)
+    dafter, dcarry = decay.land(dmemories[1:]).flatten(0, 1), decay.enter(dmemories[0])
 
-    danswers.baddbmm_(chunks.adding, dafter)
+    danswers.baddbmm_(chunks.adding.faded, dafter)
     dtold = torch.bmm(chunks.inverted.mT, danswers)  # of A~ S + L V
     later = _up(dtold)  # where the weights of asks are
-    dv = torch.bmm(chunks.scores.mT, dy).baddbmm_(chunks.writing, dafter).baddbmm_(chunks.heard.mT, later)
+    dv = torch.bmm(chunks.scores.mT, dy).baddbmm_(chunks.writing.faded, dafter).baddbmm_(chunks.heard.mT, later)
     answers = chunks.answers(before)
 
-    dq, dasks = torch.bmm(dy, before.mT), torch.bmm(dtold, before.mT)
-    first = dasks[:, 0].clone()  # the first token asks before anything has faded
-    dasks = _up(dasks)
+    dq, dasking = torch.bmm(dy, before.mT), torch.bmm(dtold, before.mT)
+    dasks = _up(dasking)
     dk, db = torch.bmm(chunks.v, dafter.mT), torch.bmm(answers, dafter.mT)
-    dq *= decay.read
-    dasks *= decay.read
-    dk *= decay.write
-    db *= decay.write
-    flow = (chunks.q * dq).addcmul_(chunks.asks, dasks)
-    to_after = (chunks.k * dk).addcmul_(chunks.b, db)
-    for weights, (reader, dreader, outer), (writer, dwriter, written) in (
-        (chunks.scores, (chunks.q, dq, dy), (chunks.k, dk, chunks.v)),
-        (chunks.echoes, (chunks.q, dq, dy), (chunks.b, db, answers)),
-        (chunks.heard, (chunks.asks, dasks, later), (chunks.k, dk, chunks.v)),
-        (chunks.crossed, (chunks.asks, dasks, later), (chunks.b, db, answers)),
-    ):
-        flow += decay.scores_backward(reader, writer, weights, torch.bmm(outer, written.mT), dreader, dwriter)
-    dlog_decay = sums_from(flow).add_(sums_before(to_after))
-    dlog_decay += decay.across(memories[:-1].mul_(dmemories[1:]))
+    pairs = [
+        [(chunks.scores, _outer(dy, chunks.v)), (chunks.echoes, _outer(dy, answers))],
+        [(chunks.heard, _outer(later, chunks.v)), (chunks.crossed, _outer(later, answers))],
+    ]
+    dlog_decay = decay.backward(
+        [(chunks.reading, dq), (chunks.asks, dasks)],
+        [(chunks.writing, dk), (chunks.adding, db)],
+        pairs, memories, dmemories,
+    )  # fmt: skip
     da = _down(dasks)
-    da[:, 0] = first
-    return dq, dk, dv, da, db, dlog_decay, dmemories[0]
+    da[:, 0] = decay.at_entry(dasking[:, 0])  # the first token asks before anything has faded
+    return dq, dk, dv, da, db, dlog_decay, dcarry
 
 
 _run = differentiable(

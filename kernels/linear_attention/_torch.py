@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._autograd import differentiable
 from .._blocks import Block, blocks, chunk_size, load, new_outputs, segments, store
-from .._decays import Decay, load_decay, sums_before, sums_from
+from .._decays import Decay, load_decay
 from .._packed import over_sequences
 from . import EPS, SHAPES
 
@@ -39,10 +39,11 @@ def _forward(
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
             decay = load_decay(log_decay, block, span, chunk, memory.dtype)
-            queries = load(q, block, span, chunk, memory.dtype).mul_(scale)
+            queries = load(q, block, span, chunk, memory.dtype)
             keys = load(k, block, span, chunk, memory.dtype)
             values = load(v, block, span, chunk, memory.dtype, column=1.0 if normalize else None)
             result, carry = _read_and_write(queries, keys, values, carry, decay)
+            result.mul_(scale)
             if normalize:
                 weights = result[..., -1:] + EPS
                 store(den[..., None], block, span, weights)
@@ -53,27 +54,19 @@ def _forward(
 
 
 def _read_and_write(q: Tensor, k: Tensor, v: Tensor, carry: Tensor, decay: Decay) -> tuple[Tensor, Tensor]:
-    """One block: what its queries read, and the memory after it. Uses up q and k (n, g, c, k); v (n, g, c, m)."""
-    shape = v.shape
-    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    scores = decay.scores(q, k)
-    if decay.total is not None:
-        q *= decay.read
-        k *= decay.write
-    memory = _memories(shape[0], carry, k, v, decay)
-    y = torch.bmm(q, memory[:-1].flatten(0, 1)).baddbmm_(scores, v)
-    return y.view(shape), memory[-1]
-
-
-def _scaled(x: Tensor, factor: Tensor | None) -> Tensor:
-    return x if factor is None else x * factor
+    """One block: what its queries (n, g, c, k) read of keys and values (n, g, c, m), and the memory after it."""
+    reading, writing, values = decay.reading(q.flatten(0, 1)), decay.writing(k.flatten(0, 1)), v.flatten(0, 1)
+    memory = _memories(len(v), carry, writing.faded, values, decay)
+    y = torch.bmm(reading.faded, memory[:-1].flatten(0, 1)).baddbmm_(decay.weights(reading, writing), values)
+    return y.view(v.shape), memory[-1]
 
 
 def _memories(n: int, carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -> Tensor:
-    """(n + 1, g, k, m): the memory before each chunk, and after the last."""
+    """(n + 1, g, k, m): the memory as each chunk reads it, and after the last."""
     memory = carry.new_empty(n + 1, *carry.shape)
-    memory[0] = carry
+    memory[0] = decay.enter(carry)
     torch.bmm(writing.mT, v, out=memory[1:].flatten(0, 1))
+    decay.land_(memory[1:])
     for i in range(n):
         _add_faded(memory[i + 1], memory[i], decay, i)
     return memory
@@ -139,14 +132,15 @@ def _backward(
             carry = carries[index - 1] if index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
             decay = load_decay(log_decay, block, span, chunk, memory.dtype)
-            queries = load(q, block, span, chunk, memory.dtype).mul_(scale)
+            queries = load(q, block, span, chunk, memory.dtype)
             keys = load(k, block, span, chunk, memory.dtype)
             values = load(v, block, span, chunk, memory.dtype, column=1.0 if normalize else None)
             dresult = load(dy, block, span, chunk, memory.dtype, column=0.0 if normalize else None)
             if normalize:
                 _through_division(dresult, load(y, block, span, chunk, memory.dtype), den, block, span, chunk)
+            dresult.mul_(scale)
             *found, dgates, dcarry = _read_and_write_backward(queries, keys, values, dresult, carry, dcarry, decay)
-            store(dq, block, span, found[0].mul_(scale))
+            store(dq, block, span, found[0])
             store(dk, block, span, found[1])
             store(dv, block, span, found[2][..., : v.shape[-1]])
             if dlog_decay is not None:
@@ -168,25 +162,18 @@ def _read_and_write_backward(
     """Gradients of one block: dq, dk, dv, dlog_decay, and that of the memory before it."""
     chunks = q.shape[:2]
     q, k, v, dy = (x.flatten(0, 1) for x in (q, k, v, dy))
-    reading, writing = _scaled(q, decay.read), _scaled(k, decay.write)
-    memories = _memories(chunks[0], carry, writing, v, decay)
-    dmemories = _dmemories(chunks[0], dcarry, reading, dy, decay)
-    before, dafter = memories[:-1].flatten(0, 1), dmemories[1:].flatten(0, 1)
-    scores = decay.scores(q, k)
-    dv = torch.bmm(writing, dafter).baddbmm_(scores.mT, dy)
+    reading, writing = decay.reading(q), decay.writing(k)
+    memories = _memories(chunks[0], carry, writing.faded, v, decay)
+    dmemories = _dmemories(chunks[0], dcarry, reading.faded, dy, decay)
+    before, dafter = memories[:-1].flatten(0, 1), decay.land(dmemories[1:]).flatten(0, 1)
+    weights, dweights = decay.weights(reading, writing), torch.bmm(dy, v.mT).tril_()
+    dv = torch.bmm(writing.faded, dafter).baddbmm_(weights.mT, dy)
     dq, dk = torch.bmm(dy, before.mT), torch.bmm(v, dafter.mT)
-    fades = decay.total is not None
-    if fades:
-        from_before, to_after = decay.reduce(reading.mul_(dq)), decay.reduce(writing.mul_(dk))
-        dq *= decay.read
-        dk *= decay.write
-    flow = decay.scores_backward(q, k, scores, torch.bmm(dy, v.mT), dq, dk)
-    dlog_decay = None
-    if fades:
-        dlog_decay = sums_from(flow.add_(from_before)).add_(sums_before(to_after))
-        dlog_decay += decay.across(memories[:-1].mul_(dmemories[1:]))
+    dcarry = decay.enter(dmemories[0])
+    dlog_decay = decay.backward([(reading, dq)], [(writing, dk)], [[(weights, dweights)]], memories, dmemories)
+    if dlog_decay is not None:
         dlog_decay = dlog_decay.unflatten(0, chunks)
-    return *(x.unflatten(0, chunks) for x in (dq, dk, dv)), dlog_decay, dmemories[0]
+    return *(x.unflatten(0, chunks) for x in (dq, dk, dv)), dlog_decay, dcarry
 
 
 _run = differentiable(
