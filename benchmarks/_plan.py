@@ -71,8 +71,8 @@ class Job:
     def speed_key(self) -> str:
         """The same for jobs that differ in nothing that speed depends on."""
         options = json.dumps(self.candidate.options)
-        sizes = f"d={self.d_model} v={self.vocab_size} t={self.length} b={self.batch_size}"
-        return f"{self.candidate.mixer} {options} {sizes}"
+        model = f"{self.candidate.mixer} {options} x{len(self.candidate.layers)} d={self.d_model}"
+        return f"{model} v={self.vocab_size} t={self.length} b={self.batch_size}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ._cpu import anchor_depth_cpu, anchor_identity_cpu, frontier_cpu, zoology_cpu
 from ._mqar import based_frontier, mqar_2026, quick, zoology_figure2
 from ._recipe import Candidate, Course, Part, Problem, Recipe
 from ._tasks import (
@@ -21,9 +22,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "zoology-figure2": zoology_figure2,
     "based-frontier": based_frontier,
     "mqar-2026": mqar_2026,
+    "zoology-cpu": zoology_cpu,
+    "frontier-cpu": frontier_cpu,
     "mad": mad,
     "jrt-disjointness": jrt_disjointness,
     "anchor-identity": anchor_identity,
+    "anchor-identity-cpu": anchor_identity_cpu,
+    "anchor-depth-cpu": anchor_depth_cpu,
     "anchor-composition": anchor_composition,
     "anchors": anchors,
     "copying": copying,

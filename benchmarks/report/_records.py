@@ -83,10 +83,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """One mixer at one width with one set of options.
+    """One mixer at one width with one set of options and number of layers.
 
     Args:
-        variant: the options that tell it from other rows of the same mixer.
+        variant: the options, `layers` among them, that tell it from other rows of the same mixer.
         has_width: whether its width does so too.
         choices: one for each model: one model for all tests, or one for each, the longest test last.
     """
@@ -218,7 +218,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def gather(runs: list[Run]) -> Results:
-    """Group the runs by mixer, options and width, and choose the learning rate of each model.
+    """Group the runs by mixer, options, number of layers and width, and choose the learning rate of each model.
 
     The baseline comes first, then the others by their best accuracy, the rows of one mixer together.
 
@@ -227,7 +227,8 @@ def gather(runs: list[Run]) -> Results:
     """
     groups = defaultdict(list)
     for run in runs:
-        groups[run.mixer, _freeze(run.options), run.model["d_model"]].append(run)
+        options = run.options | {"layers": run.model["num_layers"]}
+        groups[run.mixer, _freeze(options), run.model["d_model"]].append(run)
     has_width = len({width for _, _, width in groups}) > 1
     rows = [Row(_variant(key, groups), has_width, _choices(group)) for key, group in groups.items()]
     tests = {test for row in rows for test in row.segments}
@@ -274,7 +275,7 @@ def _choose_lr(runs: list[Run]) -> Choice:
 
 
 def _variant(key: tuple[str, str, int], groups: dict[tuple[str, str, int], list[Run]]) -> dict:
-    """Those options of a group that differ among the groups of its mixer."""
+    """Those options of a group, and its number of layers, that differ among the groups of its mixer."""
     mixer, frozen, _ = key
     siblings = [json.loads(other) for name, other, _ in groups if name == mixer]
     options = json.loads(frozen)

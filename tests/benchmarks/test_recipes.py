@@ -18,7 +18,7 @@ def test_every_model_of_a_recipe_can_be_built(recipe):
         for d_model in candidate.d_models:
             with torch.device("meta"):
                 model = candidate.build(d_model, 64, max(task.seq_len for task in tasks))
-            assert len(model.blocks) == len(recipe.place) and (model.blocks[0].mlp is not None) == bool(recipe.mlp)
+            assert len(model.blocks) == len(candidate.layers) and (model.blocks[0].mlp is not None) == bool(recipe.mlp)
 
 
 @ALL
