@@ -13,6 +13,7 @@ from ._tasks import (
     copying,
     jrt_disjointness,
     mad,
+    mad_sweep,
     stack_languages,
     state_tracking,
 )
@@ -25,6 +26,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "zoology-cpu": zoology_cpu,
     "frontier-cpu": frontier_cpu,
     "mad": mad,
+    "mad-sweep": mad_sweep,
     "jrt-disjointness": jrt_disjointness,
     "anchor-identity": anchor_identity,
     "anchor-identity-cpu": anchor_identity_cpu,

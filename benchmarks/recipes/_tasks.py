@@ -1,5 +1,7 @@
 """Recipes of the other tasks, with their published settings; what the sources do not tell is ours, and is named."""
 
+from dataclasses import replace
+
 from subquad.mixers import MixerSpec
 
 from .. import tasks
@@ -7,6 +9,14 @@ from ._recipe import SHORT_CONV, Candidate, Course, Part, Recipe, candidate, log
 
 # One of each family; any other mixer can be named on the command line.
 JUDGED = ("attention", "sliding_window", "linear_attention", "based", "gated_delta_net", "mamba2", "hyena")
+MAD_EASIEST = (
+    tasks.InContextRecall(),
+    tasks.FuzzyRecall(),
+    tasks.NoisyRecall(),
+    tasks.SelectiveCopying(),
+    tasks.Compression(),
+    tasks.Memorization(),
+)
 ANCHOR_EXAMPLES = (200, 250, 300, 350, 400, 450, 500, 600, 1000)
 
 
@@ -14,22 +24,46 @@ def mad() -> Recipe:
     """MAD's six tasks at their easiest (arXiv 2403.17844): width 128, twice mixer and SwiGLU, 200 passes.
 
     Different here: float32, warm-up and decay to 0, weight decay 0.1 alone, and batches drawn with replacement instead
-    of passes in order. MAD's score is the mean over tasks and difficulties; give harder sizes by --tasks.
+    of passes in order. MAD's score is the mean over tasks and difficulties: `mad-sweep`.
     """
-    easiest = (
-        tasks.InContextRecall(),
-        tasks.FuzzyRecall(),
-        tasks.NoisyRecall(),
-        tasks.SelectiveCopying(),
-        tasks.Compression(),
-    )
-    courses = [Course((Part(task, num_examples=12_800),), task.tests) for task in easiest]
-    by_heart = tasks.Memorization()
-    courses.append(Course((Part(by_heart, num_examples=256),), by_heart.tests, num_examples=200 * 256))
-    return _twice(
-        "mad", tuple(courses), d_model=128, mlp="swiglu", num_examples=200 * 12_800, batch=128,
+    return _mad("mad", [_passes(task) for task in MAD_EASIEST])
+
+
+def mad_sweep() -> Recipe:
+    """`mad` at all published difficulties: each task at its easiest, and with one of its sizes harder at a time.
+
+    Sizes are the vocabulary, the length, the share of noise, the tokens to copy, and the number of training examples.
+    """
+    recall, fuzzy, noisy, copying, compression, by_heart = MAD_EASIEST
+    vocabularies, lengths = (32, 64, 128), (512, 1024)
+    harder = [
+        *(replace(task, vocab_size=size) for task in (recall, fuzzy, copying, compression) for size in vocabularies),
+        *(replace(noisy, vocab_size=16 + size) for size in vocabularies),
+        *(replace(noisy, noise_share=share) for share in (0.4, 0.6, 0.8)),
+        *(replace(task, num_pairs=pairs) for task in (recall, noisy) for pairs in (128, 256, 512)),
+        *(replace(fuzzy, seq_len=length) for length in (256, *lengths)),
+        *(replace(copying, seq_len=length) for length in lengths),
+        *(replace(copying, num_tokens=count) for count in (32, 64, 96)),
+        *(replace(compression, seq_len=length) for length in (64, 128, 256)),
+        *(replace(by_heart, vocab_size=size) for size in (512, 1024, 2048, 4096, 8192)),
+    ]
+    fewer = [(task, count) for task in MAD_EASIEST[:-1] for count in (6400, 3200, 1600, 800)]
+    courses = [_passes(task) for task in (*MAD_EASIEST, *harder)]
+    return _mad("mad-sweep", [*courses, *(_passes(task, count, f"{count} examples") for task, count in fewer)])
+
+
+def _passes(task: tasks.Task, num_examples: int | None = None, name: str = "") -> Course:
+    """200 over the published number of training examples, or over so many."""
+    count = num_examples or (256 if isinstance(task, tasks.Memorization) else 12_800)
+    return Course((Part(task, num_examples=count),), task.tests, name=name, num_examples=200 * count)
+
+
+def _mad(name: str, courses: list[Course]) -> Recipe:
+    recipe = _twice(
+        name, tuple(courses), d_model=128, mlp="swiglu", num_examples=200 * 12_800, batch=128,
         lrs=(1e-4, 5e-4, 1e-3), num_test=1280,
     )  # fmt: skip
+    return replace(recipe, batch_tokens=1 << 17)  # full batches at the longest, too
 
 
 def jrt_disjointness() -> Recipe:

@@ -114,6 +114,18 @@ def test_mad_is_the_published_setting():
     assert problems[1].tests[0].full_keys and not problems[1].segments[0].task.full_keys
 
 
+def test_mads_sweep_makes_one_size_harder_at_a_time():
+    problems = RECIPES["mad-sweep"]().problems()
+    easiest = {type(p.tests[0]): p for p in problems[:6]}
+    assert len({problem.label(problem.tests[0]) for problem in problems}) == len(problems) == 66
+    for problem in problems[6:]:
+        (task,), base = problem.tests, easiest[type(problem.tests[0])]
+        fields = {name: value for name, value in asdict(task).items() if value != asdict(base.tests[0])[name]}
+        examples = problem.segments[0].num_examples
+        assert len(fields) + (examples != base.segments[0].num_examples) == 1
+        assert problem.schedule.steps * 128 == 200 * examples and problem.segments[0].batch_size == 128
+
+
 def test_identity_is_trained_on_more_and_more_examples():
     problems = RECIPES["anchor-identity"]().problems()
     assert [problem.segments[0].num_examples for problem in problems] == [200, 250, 300, 350, 400, 450, 500, 600, 1000]
