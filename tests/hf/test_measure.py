@@ -78,23 +78,28 @@ def test_the_smallest_run_is_resumed_and_tabled(tiny_folder, tmp_path, monkeypat
     monkeypatch.setattr(measure, "CONTEXTS", (8, 16))
     arguments = ["measure", "--model", str(tiny_folder), "--out", str(tmp_path / "out"), "--tokens", "1024"]
     arguments += ["--lora-tokens", "1024", "--windows", "2", "--entries", "2", "--books", "1"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--no-decoding", "--layers", "half"])
+    measure.main()
+    assert [line.get("layers") for line in records.read(tmp_path / "out")] == [None, "none", *["half"] * 8]
+    capsys.readouterr()
     monkeypatch.setattr("sys.argv", [*arguments, "--no-decoding"])
     measure.main()
     lines = records.read(tmp_path / "out")
-    assert len(lines) == 1 + 1 + 3 * 5
+    assert len(lines) == 1 + 1 + 3 * 8
     costs = dict(lines[0]["costs"])
     assert list(costs) == [0, 1, 2]
     assert {line["variant"] for line in lines[1:]} == {
         "original", "sliding_window", "sink_window", "hedgehog_window", "hedgehog_window, stage 1",
-        "hedgehog_window, stage 2",
+        "hedgehog_window, stage 2", "hedgehog_window (4 sinks)", "hedgehog_window (4 sinks), stage 1",
+        "hedgehog_window (4 sinks), stage 2",
     }  # fmt: skip
     said = capsys.readouterr().out
-    assert said.count("\n| half |") == said.count("\n| cheapest half |") == said.count("\n| all |") == 5
-    assert said.count("| - | - |") == 16
+    assert said.count("\n| half |") == said.count("\n| cheapest half |") == said.count("\n| all |") == 8
+    assert said.count("| - | - |") == 25
     chosen = {line["layers"]: line["indices"] for line in lines[1:]}
     assert chosen == {"none": [], "half": [0, 2], "cheapest half": [min(costs, key=costs.get)], "all": [0, 1, 2]}
     monkeypatch.setattr("sys.argv", arguments)
     measure.main()
-    assert len(records.read(tmp_path / "out")) == 18
+    assert len(records.read(tmp_path / "out")) == 27
     said = capsys.readouterr().out
-    assert said.count("\n| all |") == 5 and "| - |" not in said and "perplexity 1" not in said
+    assert said.count("\n| all |") == 8 and "| - |" not in said and "perplexity 1" not in said
