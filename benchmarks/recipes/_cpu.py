@@ -15,7 +15,7 @@ AFTER_ATTENTION = ("hedgehog_window", "sink_window")  # take over from attention
 def zoology_cpu() -> Recipe:
     """`zoology-figure2` at an eighth to a quarter of its lengths and widths: one model for each size, width and rate.
 
-    Different here, beside the sizes: a vocabulary of 256, which narrow models can tell apart, and 128,000 fresh
+    Different here, beside the sizes: a vocabulary of 256, which narrow models can tell apart, and 96,000 fresh
     examples instead of 64 passes over 100,000.
     """
     widths = (16, 32, 64, 128)
@@ -27,13 +27,13 @@ def zoology_cpu() -> Recipe:
         name="zoology-cpu",
         candidates=(
             candidate((attention, attention), attention, widths, baseline=True, learned_positions=True),
-            candidate((hyena, hyena), hyena, widths),
             candidate((SHORT_CONV, long_conv), long_conv, widths),
+            candidate((hyena, hyena), hyena, widths),
         ),
         place=(None, None),
         d_models=widths,
         courses=tuple(Course.of(task) for task in sizes),
-        num_examples=64 * 2000,
+        num_examples=64 * 1500,
         max_batch=64,
         batch_tokens=1 << 13,
         num_evaluations=20,
