@@ -21,7 +21,7 @@ def write_report(folder: Path) -> list[Path]:
             in one table.
     """
     from ._figure import draw_frontier
-    from ._lines import draw_learning_rates, draw_sizes
+    from ._lines import draw_learning_rates, draw_sizes, draw_widths
     from ._page import write_page
 
     folder = Path(folder)
@@ -29,7 +29,8 @@ def write_report(folder: Path) -> list[Path]:
     rows, title = results.rows, describe(results.rows)
     page = folder / "report.html"
     written = draw_frontier(rows, folder / "frontier", title)
-    written += draw_sizes(rows, folder / "sizes") + draw_learning_rates(rows, folder / "learning_rates")
+    written += draw_sizes(rows, folder / "sizes") + draw_widths(rows, folder / "widths")
+    written += draw_learning_rates(rows, folder / "learning_rates")
     write_page(results, page, title)
     return [*written, page]
 

@@ -67,13 +67,16 @@ def _frontier(rows: list[Row], curves: list[Curve], cost: Cost) -> str:
 
 
 def _by_size(curves: list[Curve], rows: list[Row]) -> str:
-    """A figure for each size in which the tests differ, or a sentence if they differ in none."""
+    """A figure for each size in which the tests or the models differ, or a sentence if they differ in none."""
     drawn = []
     for name, title in SIZES.items():
         if len(rows[0].by_size(name)) > 1:
             last = {row.name: list(row.by_size(name).items())[-1] for row in rows}
             told = "; ".join(f"{row}: {accuracy:.1f} % at {size}" for row, (size, accuracy) in last.items())
             drawn.append(_embed(_plots.by_size(curves, name), f"Accuracy by {title}", told))
+    if rows[0].has_width:
+        told = "; ".join(f"{row.name}: {100 * row.accuracy:.1f} %" for row in rows)
+        drawn.append(_embed(_plots.by_width(curves), "Accuracy by width of the model", told))
     return "".join(drawn) or "<p>All tests are of one size.</p>"
 
 

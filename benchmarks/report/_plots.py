@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from html import escape
+from itertools import cycle
 
 import plotly.graph_objects as go
 
@@ -76,6 +77,26 @@ def by_size(curves: list[Curve], name: str) -> go.Figure:
         )
     ticks = sorted(sizes)
     figure.update_xaxes(type="log", title=SIZES[name], tickvals=ticks, ticktext=[str(tick) for tick in ticks], **GRID)
+    return _finished(figure, ACCURACY)
+
+
+def by_width(curves: list[Curve]) -> go.Figure:
+    """Accuracy against the width of the model, a dash for each test."""
+    figure, widths = go.Figure(), sorted({row.d_model for curve in curves for row in curve.rows})
+    for curve in curves:
+        for test, dash in zip(curve.rows[0].segments, cycle(DASHES)):
+            at = curve.by_width(test)
+            figure.add_scatter(
+                x=list(at),
+                y=list(at.values()),
+                name=f"{curve.name}, {test.label}",
+                meta=_meta(curve),
+                mode="lines+markers",
+                marker={"symbol": curve.look.symbol, "size": 9},
+                line={"color": curve.look.colour, "dash": dash, "width": 3 if curve.baseline else 2},
+            )
+    ticks = [str(width) for width in widths]
+    figure.update_xaxes(type="log", title="width of the model", tickvals=widths, ticktext=ticks, **GRID)
     return _finished(figure, ACCURACY)
 
 

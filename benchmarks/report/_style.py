@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ._records import Row
+from ._records import Row, Test
 
 # Okabe & Ito 2008 without its yellow, which white paper swallows, and with Tol's purple and olive; the baseline is
 # black, on dark ground white.
@@ -43,6 +43,10 @@ class Curve:
     @property
     def baseline(self) -> bool:
         return self.look is BASELINE
+
+    def by_width(self, test: Test) -> dict[int, float]:
+        """Width -> accuracy in %, ascending."""
+        return {row.d_model: 100 * row.segments[test] for row in sorted(self.rows, key=lambda row: row.d_model)}
 
     def labels(self) -> list[tuple[Row, str]]:
         """What stands beside the points: the variant at each, or the name of the curve at its last one."""

@@ -227,6 +227,23 @@ def test_page_stands_on_its_own(tmp_path):
         assert shown in html
 
 
+def test_models_of_several_widths_are_drawn_by_width(tmp_path):
+    wide = [make_record(m, d_model=d) for m in ("attention", "hyena") for d in (64, 16, 128)]
+    *pictures, page = write_report(write_records(tmp_path, wide))
+    assert {"widths.png", "widths.svg"} <= {path.name for path in pictures}
+    html = page.read_text()
+    assert "Accuracy by width of the model" in html
+    assert all(f"hyena, {pairs} in {length}" in html for length, pairs in TESTS)
+    curve = make_curves(rows_of(tmp_path))[1]
+    assert list(curve.by_width(next(iter(curve.rows[0].segments)))) == [16, 64, 128]
+
+
+def test_models_of_several_depths_are_told_apart(tmp_path):
+    deep = {"d_model": 64, "num_layers": 4, "num_parameters": 1}
+    rows = rows_of(write_records(tmp_path, [make_record("attention"), make_record("attention", job="4", model=deep)]))
+    assert [row.label for row in rows] == ["attention (layers=2)", "attention (layers=4)"]
+
+
 def test_every_training_is_listed(tmp_path):
     runs = gather(read_runs(quick_run(tmp_path))).runs
     columns = {column.heading: column for column in trial_columns(runs)}
