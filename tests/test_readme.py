@@ -4,7 +4,10 @@ import json
 import re
 from pathlib import Path
 
+from subquad.benchmarks import records
+from subquad.benchmarks.language import language_table
 from subquad.benchmarks.report._records import Row, read_results
+from subquad.benchmarks.report._style import make_curves
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,8 +36,59 @@ def test_the_table_of_mqar_2026_says_what_its_records_say():
         without, with_one = (cells(pair.get(convolved)) for convolved in (False, True))
         state = f"{pair[max(pair)].state_bytes / 1024:,.1f}"
         expected.append(f"| {mixer} | {state} | {without[0]} | {without[2]} | {' | '.join(with_one)} |")
-    section = README.partition("### Every mixer")[2].partition("\n#")[0]
-    assert sorted(re.findall(r"^\| [a-z].*\|$", section, re.MULTILINE)[1:]) == sorted(expected)
+    assert table("### Every mixer") == sorted(expected)
+
+
+def test_the_tables_of_width_and_length_say_what_their_records_say():
+    expected = []
+    for folder in ("recall_zoology_cpu", "recall_zoology_each"):
+        for curve in make_curves(read_results(ROOT / "benchmarks/results" / folder).rows):
+            for test in curve.rows[0].segments:
+                widths = " | ".join(f"{accuracy:.1f}" for accuracy in curve.by_width(test).values())
+                expected.append(f"| {test.label} | {curve.rows[0].mixer} | {widths} |")
+    assert table("### Width and length") == sorted(expected)
+
+
+def test_the_table_of_frontier_cpu_says_what_its_records_say():
+    expected = []
+    for row in read_results(ROOT / "benchmarks/results/recall_frontier_cpu").rows:
+        tests = " | ".join(f"{100 * accuracy:.1f}" for accuracy in row.segments.values())
+        expected.append(f"| {row.label} | {row.state_bytes / 1024:,.1f} | {100 * row.accuracy:.1f} | {tests} |")
+    assert table("### Recall against state") == sorted(expected)
+
+
+def test_the_tables_of_anchor_functions_say_what_their_records_say():
+    expected = []
+    for row in read_results(ROOT / "benchmarks/results/recall_anchor_identity_cpu").rows:
+        expected.append(f"| {row.mixer} | {' | '.join(held_out(row))} |")
+    depths: dict[str, list[Row]] = {}
+    for row in read_results(ROOT / "benchmarks/results/recall_anchor_depth_cpu").rows:
+        depths.setdefault(row.mixer, []).append(row)
+    for mixer, variants in depths.items():
+        shallow = [row for row in variants if row.longest.model["num_layers"] == 1]
+        (deep,) = (row for row in variants if row not in shallow)
+        shallow.sort(key=lambda row: row.longest.options != deep.longest.options)
+        found = ["".join(held_out(row)) for row in (*shallow, deep)]
+        expected.append(f"| {mixer} | {' | '.join(found if len(found) == 3 else [found[0], '-', found[1]])} |")
+    assert table("### One layer, and a shift by one") == sorted(expected)
+
+
+def held_out(row: Row) -> list[str]:
+    """Accuracy where keys stand at positions at which they never stood in training, by number of examples."""
+    tests = {t.num_examples: a for t, a in row.segments.items() if "split=test" in t.label}
+    return [f"{100 * tests[count]:.1f}" for count in sorted(tests)]
+
+
+def test_the_table_of_real_text_says_what_its_records_say():
+    lines = language_table(records.read(ROOT / "benchmarks/results/text")).splitlines()
+    assert table("### Real text") == sorted(line for line in lines[2:] if line.startswith("| "))
+    assert lines[-1].removesuffix(".") in README
+
+
+def table(heading: str) -> list[str]:
+    """The rows under a heading, sorted, without those that head tables."""
+    section = README.partition(heading)[2].partition("\n#")[0]
+    return sorted(re.findall(r"^\| (?!mixer|test|---)\S.*\|$", section, re.MULTILINE))
 
 
 def cells(row: Row | None) -> tuple[str, str, str]:

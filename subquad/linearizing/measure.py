@@ -137,7 +137,7 @@ def table(out: Path) -> str:
         if r["kind"] == "linearize_decode"
         for timing in r["timings"]
     }
-    for r in everything:
+    for r in sorted(everything, key=_place):
         if r["kind"] == "linearize":
             form = r["variant"].partition(",")[0]  # what is trained is as fast as what is not
             cells = [r["layers"], r["variant"], f"{r['perplexity']:.2f}", f"{100 * r['phonebook']:.0f}"]
@@ -146,6 +146,12 @@ def table(out: Path) -> str:
             cells += [times.get((alike, form, context), "-") for context in CONTEXTS]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _place(record: dict) -> int:
+    """Among the groups of layers, whichever were measured first."""
+    groups = (ORIGINAL[0], *LAYERS)
+    return groups.index(record["layers"]) if record["kind"] == "linearize" else len(groups)
 
 
 def main() -> None:
