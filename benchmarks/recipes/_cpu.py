@@ -14,7 +14,7 @@ AFTER_ATTENTION = ("hedgehog_window", "sink_window")  # take over from attention
 
 
 def zoology_cpu() -> Recipe:
-    """`zoology-figure2` at an eighth to a quarter of its lengths and widths: accuracy by width at each length.
+    """`zoology-figure2` at a quarter of its widths and up to half of its lengths: accuracy by width at each length.
 
     Different here, beside the sizes: one model of each width learns all lengths, in the shares of `mqar-2026`, for the
     shortest teach it the task in a tenth of the steps; a vocabulary of 256, which narrow models can tell apart; and
