@@ -30,7 +30,7 @@ def quick() -> Recipe:
         ),
         place=place,
         d_models=(64,),
-        courses=(alike(mqar((64, 4), (64, 8), (128, 16), vocab_size=256)),),
+        courses=(alike(_mqar((64, 4), (64, 8), (128, 16), vocab_size=256)),),
         num_examples=64 * 300,
         max_batch=64,
         batch_tokens=1 << 13,
@@ -60,7 +60,7 @@ def zoology_figure2() -> Recipe:
         return (spec, spec), spec
 
     based = MixerSpec("based", {"num_heads": 1, "feature_dim": 8})
-    tasks = mqar((64, 4), (128, 8), (256, 16), (512, 64), vocab_size=8192, random_non_queries=False)
+    tasks = _mqar((64, 4), (128, 8), (256, 16), (512, 64), vocab_size=8192, random_non_queries=False)
     return Recipe(
         name="zoology-figure2",
         candidates=(
@@ -100,9 +100,9 @@ def based_frontier() -> Recipe:
         return candidate((SHORT_CONV, spec), spec, widths, baseline=baseline)
 
     hyena = MixerSpec("hyena", {"max_length": None})
-    trained = mqar((64, 4), (128, 8), (256, 16), (256, 32), (256, 64), vocab_size=8192)
+    trained = _mqar((64, 4), (128, 8), (256, 16), (256, 32), (256, 64), vocab_size=8192)
     train = tuple(Part(task, share) for task, share in zip(trained, (5.0, 1.0, 1.0, 1.0, 1.0), strict=True))
-    tests = mqar((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256), vocab_size=8192)
+    tests = _mqar((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256), vocab_size=8192)
     return Recipe(
         name="based-frontier",
         candidates=(
@@ -145,7 +145,7 @@ def mqar_2026() -> Recipe:
     def both(mixer: str, baseline: bool = False, **options: Any) -> tuple[Candidate, Candidate]:
         return tuple(twice(mixer, baseline, conv_width=width, **options) for width in (None, 4))
 
-    tasks = mqar((64, 4), (64, 8), (128, 16), (256, 32), vocab_size=256)
+    tasks = _mqar((64, 4), (64, 8), (128, 16), (256, 32), vocab_size=256)
     return Recipe(
         name="mqar-2026",
         candidates=(
@@ -188,7 +188,7 @@ def mqar_2026() -> Recipe:
     )
 
 
-def mqar(*sizes: tuple[int, int], vocab_size: int, random_non_queries: bool = True) -> tuple[MQAR, ...]:
+def _mqar(*sizes: tuple[int, int], vocab_size: int, random_non_queries: bool = True) -> tuple[MQAR, ...]:
     """The task at lengths and numbers of pairs."""
     return tuple(
         MQAR(seq_len=seq_len, num_pairs=pairs, vocab_size=vocab_size, random_non_queries=random_non_queries)

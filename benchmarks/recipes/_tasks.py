@@ -92,11 +92,13 @@ def anchor_identity() -> Recipe:
     here: norms come before the layers, heads are as the mixer's default, and as many steps for all, 80,000, as the
     published 4,000 passes over 1,000 examples take.
     """
+    return _anchor("anchor-identity", identity_courses(*ANCHOR_EXAMPLES), num_examples=4000 * 1000)
+
+
+def identity_courses(*examples: int) -> tuple[Course, ...]:
+    """One for each number of training examples."""
     task = tasks.Identity()
-    courses = tuple(
-        Course((Part(task, num_examples=count),), task.tests, name=f"{count} examples") for count in ANCHOR_EXAMPLES
-    )
-    return _anchor("anchor-identity", courses, num_examples=4000 * 1000)
+    return tuple(Course((Part(task, num_examples=n),), task.tests, name=f"{n} examples") for n in examples)
 
 
 def anchor_composition() -> Recipe:

@@ -137,21 +137,16 @@ def table(out: Path) -> str:
         if r["kind"] == "linearize_decode"
         for timing in r["timings"]
     }
-    for r in sorted(everything, key=_place):
-        if r["kind"] == "linearize":
-            form = r["variant"].partition(",")[0]  # what is trained is as fast as what is not
-            cells = [r["layers"], r["variant"], f"{r['perplexity']:.2f}", f"{100 * r['phonebook']:.0f}"]
-            cells += [f"{r['state_bytes'][str(context)] / 1024:,.0f}" for context in CONTEXTS]
-            alike = r["layers"].removeprefix("cheapest ")
-            cells += [times.get((alike, form, context), "-") for context in CONTEXTS]
-            lines.append("| " + " | ".join(cells) + " |")
+    groups = (ORIGINAL[0], *LAYERS)  # in this order, whichever was measured first
+    measured = [r for r in everything if r["kind"] == "linearize"]
+    for r in sorted(measured, key=lambda r: groups.index(r["layers"])):
+        form = r["variant"].partition(",")[0]  # what is trained is as fast as what is not
+        cells = [r["layers"], r["variant"], f"{r['perplexity']:.2f}", f"{100 * r['phonebook']:.0f}"]
+        cells += [f"{r['state_bytes'][str(context)] / 1024:,.0f}" for context in CONTEXTS]
+        alike = r["layers"].removeprefix("cheapest ")
+        cells += [times.get((alike, form, context), "-") for context in CONTEXTS]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _place(record: dict) -> int:
-    """Among the groups of layers, whichever were measured first."""
-    groups = (ORIGINAL[0], *LAYERS)
-    return groups.index(record["layers"]) if record["kind"] == "linearize" else len(groups)
 
 
 def main() -> None:
