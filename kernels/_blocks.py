@@ -51,35 +51,56 @@ def blocks(b: int, t: int, h: int, key: int, value: int) -> Iterator[Block]:
             yield Block(slice(row, row + num_rows), slice(head, head + num_heads))
 
 
-def load(x: Tensor, block: Block, span: slice, chunk: int, dtype: torch.dtype, column: float | None = None) -> Tensor:
-    """(n, groups, chunk, width) copy of one block, zero after its last token; `column` appends a constant one."""
-    part = x[block.batch, span, block.heads]
-    rows, tokens, heads, width = part.shape
-    n = -(-tokens // chunk)
-    out = x.new_empty(n, rows, heads, chunk, width + (column is not None), dtype=dtype)
-    if n * chunk == tokens:
-        out[..., :width] = _in_chunks(part, chunk)
-    else:
-        padded = x.new_zeros(rows, n * chunk, heads, width, dtype=dtype)
-        padded[:, :tokens] = part
-        out[..., :width] = _in_chunks(padded, chunk)
-    if column is not None:
-        out[..., width] = column
-    return out.flatten(1, 2)
+class Place(NamedTuple):
+    """One segment of time of a block: where tensors (b, t, h, width) are read and written, a chunk at a time.
+
+    A factor, a number or (n groups, chunk, 1 or width), is multiplied on the way: that costs nothing where the copy is
+    made anyway. What is loaded is computed in `dtype`.
+    """
+
+    block: Block
+    span: slice
+    chunk: int
+    dtype: torch.dtype
+
+    def load(self, x: Tensor, factor: float | Tensor = 1.0, column: float | None = None) -> Tensor:
+        """(n, groups, chunk, width) copy, zero after its last token; `column` appends a constant one."""
+        part = x[self.block.batch, self.span, self.block.heads]
+        rows, tokens, heads, width = part.shape
+        n = -(-tokens // self.chunk)
+        if n * self.chunk != tokens:
+            padded = part.new_zeros(rows, n * self.chunk, heads, width)
+            padded[:, :tokens] = part
+            part = padded
+        out = x.new_empty(n, rows, heads, self.chunk, width + (column is not None), dtype=self.dtype)
+        _multiply(self._in_chunks(part), factor, out=out[..., :width])
+        if column is not None:
+            out[..., width] = column
+        return out.flatten(1, 2)
+
+    def store(self, x: Tensor, values: Tensor, factor: float | Tensor = 1.0) -> None:
+        """Write (n, groups, chunk, width), or the same with n groups in one axis, back to its place."""
+        part = x[self.block.batch, self.span, self.block.heads]
+        rows, tokens, heads, width = part.shape
+        n = -(-tokens // self.chunk)
+        whole = n * self.chunk == tokens
+        out = part if whole else x.new_empty(rows, n * self.chunk, heads, width)
+        _multiply(values.view(n, rows, heads, self.chunk, width), factor, out=self._in_chunks(out))
+        if not whole:
+            part.copy_(out[:, :tokens])
+
+    def _in_chunks(self, x: Tensor) -> Tensor:
+        """View (rows, tokens, heads, width) as (n, rows, heads, chunk, width)."""
+        return x.unflatten(1, (-1, self.chunk)).permute(1, 0, 3, 2, 4)
 
 
-def store(x: Tensor, block: Block, span: slice, values: Tensor) -> None:
-    """Write (n, groups, chunk, width) back to its place in (b, t, h, width)."""
-    part = x[block.batch, span, block.heads]
-    rows, tokens, heads, width = part.shape
-    n, _, chunk, _ = values.shape
-    values = values.unflatten(1, (rows, heads))
-    if n * chunk == tokens:
-        _in_chunks(part, chunk).copy_(values)
-    else:
-        part.copy_(values.permute(1, 0, 3, 2, 4).reshape(rows, n * chunk, heads, width)[:, :tokens])
-
-
-def _in_chunks(x: Tensor, chunk: int) -> Tensor:
-    """View (rows, tokens, heads, width) as (n, rows, heads, chunk, width)."""
-    return x.unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4)
+def _multiply(x: Tensor, factor: float | Tensor, out: Tensor) -> None:
+    """Products in the more precise of both dtypes, (n, rows, heads, chunk, width)."""
+    if isinstance(factor, Tensor):
+        torch.mul(x, factor.view(*x.shape[:-1], -1), out=out)
+    elif factor == 1.0:
+        out.copy_(x)
+    elif x.dtype == out.dtype:
+        torch.mul(x, factor, out=out)
+    else:  # a number would be multiplied in the dtype of x
+        torch.mul(x, x.new_full((1,), factor, dtype=torch.promote_types(x.dtype, out.dtype)), out=out)

@@ -8,15 +8,19 @@ operand is faded to one reference a chunk, where its memory is kept too, in one 
     SteepDecay   reads are measured from the start of the chunk and writes to its end, where exponents are <= 0
                  whatever the decay; weights inside the chunk have ways of their own
 
-Each has these members; without decay (NoDecay) factors are None and operands stay as they are:
+Each has these members; without decay (NoDecay) factors are 1 and operands stay as they are:
 
-    reading, writing   an operand that reads the memory, or writes into it, as `Faded`
+    reader, writer     the factor with which an operand that reads the memory, or writes into it, is loaded and its
+                       gradient is stored: 1 where decay is steep, whose operands are needed without it, too
+    reading, writing   such an operand as `Faded`
     weights            of a reader on the writers until it in the chunk, (N, c, c), lower triangular
     enter, land        a memory (g, k, v) as the first chunk reads it, and what each chunk writes (n, g, k, v) as the
                        next one reads it; `land_` is in place. Their gradients go the same way
     total              (n, g, 1 or k, 1) factor of a memory taken to the next chunk
+    as_read            an operand, or its gradient, that was loaded without `reader`, in place
     at_entry           an operand (N, k) that reads the memory before the chunk has faded at all
-    backward           from gradients of what is faded to those of operands and of log_decay
+    joined             the gradient of an operand that reads and writes, from those of what was loaded, in place
+    backward           from gradients of what is faded to those of what was loaded and of log_decay
 
 The gradient of log_decay_t sums reader_i writer_j dweight_ij over the pairs that straddle t, j < t <= i. They are
 counted a chunk at a time, and where it is steep so that no difference of large sums is taken: zero where all has faded.
@@ -29,7 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._blocks import Block, load
+from ._blocks import Place
 
 # With the reference in the middle of a run of tokens, exp(+-SAFE_HALF_RANGE) loses a few units in the last place.
 SAFE_HALF_RANGE = 16.0
@@ -38,7 +42,7 @@ GRID = 256.0  # multiples of 1 / GRID down to 64 * FADED add up exactly even in 
 
 
 class Faded(NamedTuple):
-    """An operand (N, c, k), and what is left of it at the reference of its chunk."""
+    """An operand (N, c, k) as it was loaded, and what is left of it at the reference of its chunk."""
 
     plain: Tensor
     faded: Tensor
@@ -49,6 +53,7 @@ Pairs = tuple[Tensor, Tensor]  # weights of a reader on a writer, and their grad
 
 
 class NoDecay:
+    reader = writer = 1.0
     total = None
 
     def reading(self, x: Tensor) -> Faded:
@@ -69,13 +74,19 @@ class NoDecay:
     def land_(self, written: Tensor) -> Tensor:
         return written
 
+    def as_read(self, x: Tensor) -> Tensor:
+        return x
+
     def at_entry(self, x: Tensor) -> Tensor:
         return x
+
+    def joined(self, dreading: Tensor, dwriting: Tensor) -> Tensor:
+        return dwriting.add_(dreading)
 
     def backward(
         self, readers: Operands, writers: Operands, pairs: list[list[Pairs]], memories: Tensor, dmemories: Tensor
     ) -> Tensor | None:
-        """Turn gradients of faded operands into those of plain ones, in place; return that of log_decay, (N, c, width).
+        """Turn gradients of faded operands into those of loaded ones, in place; return log_decay's, (N, c, width).
 
         Args:
             readers, writers: operands, each with the gradient that reaches `faded` through the memory.
@@ -93,19 +104,13 @@ class MildDecay(NoDecay):
 
     def __init__(self, log_decay: Tensor):  # (n, g, c, 1 or k)
         middle = (log_decay.shape[2] - 1) // 2
-        self.read = _from_middle(log_decay.flatten(0, 1))
-        self.write = self.read.reciprocal()
+        self.reader = _from_middle(log_decay.flatten(0, 1))
+        self.writer = self.reader.reciprocal()
         to_middle, to_end = log_decay[:, :, : middle + 1].sum(2), log_decay[:, :, middle + 1 :].sum(2)
         self.entry = to_middle.neg().exp_().flatten(0, 1)  # (N, 1 or k)
         self.entering = to_middle[0].exp()[..., None]  # (g, 1 or k, 1)
         to_end[:-1] += to_middle[1:]
         self.total = to_end.exp_()[..., None]
-
-    def reading(self, x: Tensor) -> Faded:
-        return Faded(x, x * self.read)
-
-    def writing(self, x: Tensor) -> Faded:
-        return Faded(x, x * self.write)
 
     def enter(self, memory: Tensor) -> Tensor:
         return memory * self.entering
@@ -116,19 +121,22 @@ class MildDecay(NoDecay):
     def land_(self, written: Tensor) -> Tensor:
         return written.mul_(self.total)
 
+    def as_read(self, x: Tensor) -> Tensor:
+        return x.mul_(self.reader)
+
     def at_entry(self, x: Tensor) -> Tensor:
         return x * self.entry
+
+    def joined(self, dreading: Tensor, dwriting: Tensor) -> Tensor:
+        return dwriting.mul_(self.writer).addcmul_(dreading, self.reader)
 
     def backward(
         self, readers: Operands, writers: Operands, pairs: list[list[Pairs]], memories: Tensor, dmemories: Tensor
     ) -> Tensor:
         super().backward(readers, writers, pairs, memories, dmemories)
         flow = _products(readers).sub_(_products(writers))  # what is read until t, less what later tokens read of t
-        for operands, factor in ((readers, self.read), (writers, self.write)):
-            for _, dx in operands:
-                dx *= factor
         leaving = memories[1:].mul_(dmemories[1:]).sum(-1).flatten(0, 1)[:, None]  # read of this chunk by later ones
-        return sums_from(_shared(flow, self.read)).add_(_shared(leaving, self.read))
+        return sums_from(_shared(flow, self.reader)).add_(_shared(leaving, self.reader))
 
 
 def _products(operands: Operands) -> Tensor:
@@ -333,12 +341,12 @@ def _diagonal_blocks(pairs: Tensor, size: int) -> Tensor:
 Decay = NoDecay | MildDecay | SteepHeadDecay | SteepChannelDecay
 
 
-def load_decay(log_decay: Tensor | None, block: Block, span: slice, chunk: int, dtype: torch.dtype) -> Decay:
-    """Of one block of log_decay: None, (b, t, h) or (b, t, h, k)."""
+def load_decay(log_decay: Tensor | None, place: Place) -> Decay:
+    """Of one place in log_decay: None, (b, t, h) or (b, t, h, k)."""
     if log_decay is None:
         return NoDecay()
-    log_decay = load(log_decay if log_decay.ndim == 4 else log_decay[..., None], block, span, chunk, dtype)
+    log_decay = place.load(log_decay if log_decay.ndim == 4 else log_decay[..., None])
     leaf = _leaf_size(log_decay)
-    if leaf == chunk:
+    if leaf == place.chunk:
         return MildDecay(log_decay)
     return SteepHeadDecay(log_decay) if log_decay.shape[-1] == 1 else SteepChannelDecay(log_decay, leaf)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import blocks, chunk_size, load, new_outputs, segments, store
+from .._blocks import Place, blocks, chunk_size, new_outputs, segments
 from .._decays import Decay, Faded, load_decay
 from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
@@ -35,7 +35,8 @@ def _allocate(
 class _Chunks(NamedTuple):
     """What the chunks of a block are before S is known; N chunks of c tokens.
 
-    beta (N, c, 1); reading, asking: q and k (N, c, k), which read S; writing: k, which writes into the next S.
+    beta (N, c, 1); reading, asking: q and k (N, c, k), which read S, q loaded times `reader`, with the scale; writing:
+    k, which writes into the next S.
     inverted: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
     step: M. memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, likeness: weights of q
     and of k on the earlier k, lower and strictly lower.
@@ -43,6 +44,7 @@ class _Chunks(NamedTuple):
 
     beta: Tensor
     decay: Decay
+    reader: float | Tensor
     reading: Faded
     asking: Faded
     writing: Faded
@@ -59,8 +61,19 @@ class _Chunks(NamedTuple):
         return self.errors.baddbmm_(self.corrections, memory, alpha=-1)
 
 
-def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, groups: tuple[int, int]) -> _Chunks:
-    reading, asking, writing = decay.reading(q), decay.reading(k), decay.writing(k)
+def _prepare(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, scale: float, place: Place
+) -> _Chunks:
+    decay = load_decay(log_decay, place)
+    reader = decay.reader * scale
+    beta = place.load(beta[..., None])
+    groups, beta = beta.shape[:2], beta.flatten(0, 1)
+    queries, asks, v = (
+        place.load(x, factor).flatten(0, 1) for x, factor in ((q, reader), (k, decay.reader), (v, 1.0))
+    )  # fmt: skip
+    is_once = decay.reader is decay.writer  # both are 1
+    keys = asks if is_once else place.load(k, decay.writer).flatten(0, 1)
+    reading, asking, writing = decay.reading(queries), decay.reading(asks), decay.writing(keys)
     likeness = decay.weights(asking, writing, diagonal=-1)
     inverted = inverse(likeness * beta.mT)
     errors, corrections = torch.bmm(inverted, v), torch.bmm(inverted, asking.faded)
@@ -73,8 +86,8 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, groups
     decay.land_(memories[1:])
     scores = decay.weights(reading, writing)
     return _Chunks(
-        beta, decay, reading, asking, writing, inverted, errors, corrections, step, memories, scores, likeness
-    )  # fmt: skip
+        beta, decay, reader, reading, asking, writing, inverted, errors, corrections, step, memories, scores, likeness
+    )
 
 
 def _forward(
@@ -91,23 +104,15 @@ def _forward(
         for index, span in enumerate(segments(t)):
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
-            chunks, groups = _load(q, k, v, beta, log_decay, block, span, memory.dtype)
+            place = Place(block, span, chunk_size(t), memory.dtype)
+            chunks = _prepare(q, k, v, beta, log_decay, scale, place)
             memories = walk(chunks.step, chunks.memories, chunks.decay.enter(carry))
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             written = chunks.wrong(before).mul_(chunks.beta)
             result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, written)
-            store(y, block, span, result.mul_(scale).unflatten(0, groups))
+            place.store(y, result)
         memory[block] = carry.view_as(memory[block])
     return outputs
-
-
-def _load(q, k, v, beta, log_decay, block, span, dtype) -> tuple[_Chunks, tuple[int, int]]:
-    """The chunks of a block and (n, g), their number in time and that of its groups."""
-    chunk = chunk_size(q.shape[1])
-    decay = load_decay(log_decay, block, span, chunk, dtype)
-    parts = [load(x, block, span, chunk, dtype) for x in (q, k, v, beta[..., None])]
-    groups = parts[0].shape[:2]
-    return _prepare(*(x.flatten(0, 1) for x in parts), decay, groups), groups
 
 
 def _step(
@@ -146,14 +151,15 @@ def _backward(
         for index, span in reversed(list(enumerate(segments(t)))):
             carry = carries[index - 1] if index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            chunks, groups = _load(q, k, v, beta, log_decay, block, span, memory.dtype)
-            outer = load(dy, block, span, chunk_size(t), memory.dtype).flatten(0, 1).mul_(scale)
-            *found, dgates, dcarry = _chunks_backward(chunks, outer, carry, dcarry)
-            for x, dx in zip((dq, dk, dv, dbeta[..., None]), found, strict=True):
-                store(x, block, span, dx.unflatten(0, groups))
+            place = Place(block, span, chunk_size(t), memory.dtype)
+            chunks = _prepare(q, k, v, beta, log_decay, scale, place)
+            outer = place.load(dy).flatten(0, 1)
+            dqueries, *found, dgates, dcarry = _chunks_backward(chunks, outer, carry, dcarry)
+            place.store(dq, dqueries, chunks.reader)
+            for x, dx in zip((dk, dv, dbeta[..., None]), found, strict=True):
+                place.store(x, dx)
             if dlog_decay is not None:
-                place = dlog_decay if dlog_decay.ndim == 4 else dlog_decay[..., None]
-                store(place, block, span, dgates.unflatten(0, groups))
+                place.store(dlog_decay if dlog_decay.ndim == 4 else dlog_decay[..., None], dgates)
         dstate[block] = dcarry.view_as(dstate[block])
     return [dq, dk, dv, dbeta, dlog_decay, None if state is None else dstate]
 
@@ -161,7 +167,7 @@ def _backward(
 def _chunks_backward(
     chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """Gradients of one block: dq, dk, dv, dbeta, dlog_decay, and that of the memory before it.
+    """Gradients of one block: of q as it was loaded, dk, dv, dbeta, dlog_decay, and that of the memory before it.
 
     The memory has two readers, q with the gradient dy and k with -dv, and one writer, k with the values beta E.
     """
@@ -186,7 +192,7 @@ def _chunks_backward(
         [(chunks.reading, dq), (chunks.asking, dasked)], [(chunks.writing, dk)],
         [[(chunks.scores, dscores)], [(chunks.likeness, dlikeness)]], memories, dmemories,
     )  # fmt: skip
-    return dq, dk.add_(dasked), dv, dbeta, dlog_decay, dcarry
+    return dq, decay.joined(dasked, dk), dv, dbeta, dlog_decay, dcarry
 
 
 _run = differentiable(

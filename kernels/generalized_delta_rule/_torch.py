@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import blocks, chunk_size, load, new_outputs, segments, store
+from .._blocks import Place, blocks, chunk_size, new_outputs, segments
 from .._decays import Decay, Faded, load_decay
 from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
@@ -36,14 +36,15 @@ def _allocate(
 class _Chunks(NamedTuple):
     """What the chunks of a block are before S is known; N chunks of c tokens.
 
-    v (N, c, v); reading: q (N, c, k), which reads S; asks: a, moved up by a token, which reads it too; writing, adding:
-    k and b, which write into the next S. inverted: U (N, c, c). told, asked: U L V and U A~, so F = told + asked S.
-    step: M. memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, echoes: weights of q on
-    the k and b until it; heard, crossed: of asks, likewise.
+    v (N, c, v); reading: q (N, c, k), which reads S, loaded times `reader`, with the scale; asks: a, moved up by a
+    token, which reads it too; writing, adding: k and b, which write into the next S. inverted: U (N, c, c). told,
+    asked: U L V and U A~, so F = told + asked S. step: M. memories (n + 1, g, k, v): B, in the place of the memory
+    after the chunk. scores, echoes: weights of q on the k and b until it; heard, crossed: of asks, likewise.
     """
 
     v: Tensor
     decay: Decay
+    reader: float | Tensor
     reading: Faded
     asks: Faded
     writing: Faded
@@ -77,8 +78,18 @@ def _down(x: Tensor) -> Tensor:
     return moved
 
 
-def _prepare(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay, groups: tuple[int, int]) -> _Chunks:
-    reading, asks = decay.reading(q), decay.reading(_up(a))
+def _prepare(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, scale: float, place: Place
+) -> _Chunks:  # fmt: skip
+    decay = load_decay(log_decay, place)
+    reader = decay.reader * scale
+    v = place.load(v)
+    groups, v = v.shape[:2], v.flatten(0, 1)
+    q, k, b, a = (
+        place.load(x, factor).flatten(0, 1)
+        for x, factor in ((q, reader), (k, decay.writer), (b, decay.writer), (a, 1.0))
+    )
+    reading, asks = decay.reading(q), decay.reading(decay.as_read(_up(a)))
     writing, adding = decay.writing(k), decay.writing(b)
     scores, echoes = decay.weights(reading, writing), decay.weights(reading, adding)
     heard, crossed = decay.weights(asks, writing), decay.weights(asks, adding)
@@ -93,7 +104,8 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay
     torch.bmm(writing.faded.mT, v, out=after).baddbmm_(adding.faded.mT, told)
     decay.land_(memories[1:])
     return _Chunks(
-        v, decay, reading, asks, writing, adding, inverted, told, asked, step, memories, scores, echoes, heard, crossed
+        v, decay, reader, reading, asks, writing, adding, inverted, told, asked, step, memories,
+        scores, echoes, heard, crossed,
     )  # fmt: skip
 
 
@@ -111,23 +123,15 @@ def _forward(
         for index, span in enumerate(segments(t)):
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
-            chunks, groups = _load(q, k, v, a, b, log_decay, block, span, memory.dtype)
+            place = Place(block, span, chunk_size(t), memory.dtype)
+            chunks = _prepare(q, k, v, a, b, log_decay, scale, place)
             memories = walk(chunks.step, chunks.memories, chunks.decay.enter(carry))
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, chunks.v)
             result.baddbmm_(chunks.echoes, chunks.answers(before))
-            store(y, block, span, result.mul_(scale).unflatten(0, groups))
+            place.store(y, result)
         memory[block] = carry.view_as(memory[block])
     return outputs
-
-
-def _load(q, k, v, a, b, log_decay, block, span, dtype) -> tuple[_Chunks, tuple[int, int]]:
-    """The chunks of a block and (n, g), their number in time and that of its groups."""
-    chunk = chunk_size(q.shape[1])
-    decay = load_decay(log_decay, block, span, chunk, dtype)
-    parts = [load(x, block, span, chunk, dtype) for x in (q, k, v, a, b)]
-    groups = parts[0].shape[:2]
-    return _prepare(*(x.flatten(0, 1) for x in parts), decay, groups), groups
 
 
 def _step(
@@ -156,21 +160,22 @@ def _backward(
     y, memory, carries = kept
     dy = torch.zeros_like(y) if grads[0] is None else grads[0]
     dstate = torch.zeros_like(memory) if grads[1] is None else grads[1].clone()
-    places = [x.new_empty(x.shape) for x in (q, k, v, a, b)]
-    places.append(torch.empty_like(log_decay, dtype=memory.dtype))
+    gradients = [x.new_empty(x.shape) for x in (q, k, v, a, b)]
+    gradients.append(torch.empty_like(log_decay, dtype=memory.dtype))
     rows, t, h, width = q.shape
     for block in blocks(rows, t, h, width, v.shape[-1]):
         dcarry = dstate[block].flatten(0, 1)
         for index, span in reversed(list(enumerate(segments(t)))):
             carry = carries[index - 1] if index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            chunks, groups = _load(q, k, v, a, b, log_decay, block, span, memory.dtype)
-            outer = load(dy, block, span, chunk_size(t), memory.dtype).flatten(0, 1).mul_(scale)
-            *found, dcarry = _chunks_backward(chunks, outer, carry, dcarry)
-            for place, dx in zip(places, found, strict=True):
-                store(place, block, span, dx.unflatten(0, groups))
+            place = Place(block, span, chunk_size(t), memory.dtype)
+            chunks = _prepare(q, k, v, a, b, log_decay, scale, place)
+            *found, dcarry = _chunks_backward(chunks, place.load(dy).flatten(0, 1), carry, dcarry)
+            factors = (chunks.reader, chunks.decay.writer, 1.0, 1.0, chunks.decay.writer, 1.0)
+            for x, dx, factor in zip(gradients, found, factors, strict=True):
+                place.store(x, dx, factor)
         dstate[block] = dcarry.view_as(dstate[block])
-    return [*places, None if state is None else dstate]
+    return [*gradients, None if state is None else dstate]
 
 
 def _outer(dy: Tensor, written: Tensor) -> Tensor:
@@ -179,7 +184,8 @@ def _outer(dy: Tensor, written: Tensor) -> Tensor:
 
 
 def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of one block: dq, dk, dv, da, db, dlog_decay, and that of the memory before it.
+    """Gradients of one block: of q and k as they were loaded, of v and a, of b as it was loaded, of log_decay; and of
+    the memory before it.
 
     The memory has two readers, q with the gradient dy and a with the gradient of what U is applied to, and two
     writers, k with v and b with F.
@@ -211,7 +217,7 @@ def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor)
         [(chunks.writing, dk), (chunks.adding, db)],
         pairs, memories, dmemories,
     )  # fmt: skip
-    da = _down(dasks)
+    da = _down(decay.as_read(dasks))
     da[:, 0] = decay.at_entry(dasking[:, 0])  # the first token asks before anything has faded
     return dq, dk, dv, da, db, dlog_decay, dcarry
 

@@ -4,11 +4,13 @@ Blocks of heads, sequences and time are small enough for a core's cache. The bac
 start of every segment of time and forms everything else again.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import Block, blocks, chunk_size, load, new_outputs, segments, store
+from .._blocks import Place, blocks, chunk_size, new_outputs, segments
 from .._decays import Decay, load_decay
 from .._packed import over_sequences
 from . import EPS, SHAPES
@@ -38,17 +40,16 @@ def _forward(
         for index, span in enumerate(segments(t)):
             if index:
                 carries[index - 1][block] = carry.view_as(memory[block])
-            decay = load_decay(log_decay, block, span, chunk, memory.dtype)
-            queries = load(q, block, span, chunk, memory.dtype)
-            keys = load(k, block, span, chunk, memory.dtype)
-            values = load(v, block, span, chunk, memory.dtype, column=1.0 if normalize else None)
+            place = Place(block, span, chunk, memory.dtype)
+            decay = load_decay(log_decay, place)
+            queries, keys = place.load(q, decay.reader * scale), place.load(k, decay.writer)
+            values = place.load(v, column=1.0 if normalize else None)
             result, carry = _read_and_write(queries, keys, values, carry, decay)
-            result.mul_(scale)
             if normalize:
                 weights = result[..., -1:] + EPS
-                store(den[..., None], block, span, weights)
+                place.store(den[..., None], weights)
                 result = result[..., :-1] / weights
-            store(y, block, span, result)
+            place.store(y, result)
         memory[block] = carry.view_as(memory[block])
     return outputs
 
@@ -67,8 +68,7 @@ def _memories(n: int, carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -
     memory[0] = decay.enter(carry)
     torch.bmm(writing.mT, v, out=memory[1:].flatten(0, 1))
     decay.land_(memory[1:])
-    for i in range(n):
-        _add_faded(memory[i + 1], memory[i], decay, i)
+    _add_in_turn(memory.unbind(), _totals(n, decay))
     return memory
 
 
@@ -77,17 +77,19 @@ def _dmemories(n: int, dcarry: Tensor, reading: Tensor, dy: Tensor, decay: Decay
     dmemory = dcarry.new_empty(n + 1, *dcarry.shape)
     dmemory[n] = dcarry
     torch.bmm(reading.mT, dy, out=dmemory[:n].flatten(0, 1))
-    for i in reversed(range(n)):
-        _add_faded(dmemory[i], dmemory[i + 1], decay, i)
+    _add_in_turn(dmemory.unbind()[::-1], _totals(n, decay)[::-1])
     return dmemory
 
 
-def _add_faded(memory: Tensor, other: Tensor, decay: Decay, chunk: int) -> None:
-    """Add a memory that was taken across a chunk."""
-    if decay.total is None:
-        memory += other
-    else:
-        memory.addcmul_(other, decay.total[chunk])
+def _totals(n: int, decay: Decay) -> Sequence[Tensor | None]:
+    """What is left of a memory that is taken across each chunk; None if all."""
+    return [None] * n if decay.total is None else decay.total.unbind()
+
+
+def _add_in_turn(memories: Sequence[Tensor], totals: Sequence[Tensor | None]) -> None:
+    """Add to each memory what is left of the one before it in this order."""
+    for before, after, total in zip(memories, memories[1:], totals, strict=False):
+        after.add_(before) if total is None else after.addcmul_(before, total)
 
 
 def _step(
@@ -131,27 +133,28 @@ def _backward(
         for index, span in reversed(list(enumerate(segments(t)))):
             carry = carries[index - 1] if index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            decay = load_decay(log_decay, block, span, chunk, memory.dtype)
-            queries = load(q, block, span, chunk, memory.dtype)
-            keys = load(k, block, span, chunk, memory.dtype)
-            values = load(v, block, span, chunk, memory.dtype, column=1.0 if normalize else None)
-            dresult = load(dy, block, span, chunk, memory.dtype, column=0.0 if normalize else None)
+            place = Place(block, span, chunk, memory.dtype)
+            decay = load_decay(log_decay, place)
+            reader = decay.reader * scale
+            queries, keys = place.load(q, reader), place.load(k, decay.writer)
+            values = place.load(v, column=1.0 if normalize else None)
+            dresult = place.load(dy, column=0.0 if normalize else None)
             if normalize:
-                _through_division(dresult, load(y, block, span, chunk, memory.dtype), den, block, span, chunk)
-            dresult.mul_(scale)
-            *found, dgates, dcarry = _read_and_write_backward(queries, keys, values, dresult, carry, dcarry, decay)
-            store(dq, block, span, found[0])
-            store(dk, block, span, found[1])
-            store(dv, block, span, found[2][..., : v.shape[-1]])
+                _through_division(dresult, place.load(y), place.load(den[..., None]))
+            dqueries, dkeys, dvalues, dgates, dcarry = _read_and_write_backward(
+                queries, keys, values, dresult, carry, dcarry, decay
+            )
+            place.store(dq, dqueries, reader)
+            place.store(dk, dkeys, decay.writer)
+            place.store(dv, dvalues[..., : v.shape[-1]])
             if dlog_decay is not None:
-                store(dlog_decay if dlog_decay.ndim == 4 else dlog_decay[..., None], block, span, dgates)
+                place.store(dlog_decay if dlog_decay.ndim == 4 else dlog_decay[..., None], dgates)
         dstate[block] = dcarry.view_as(dstate[block])
     return [dq, dk, dv, dlog_decay, None if state is None else dstate]
 
 
-def _through_division(dresult: Tensor, y: Tensor, den: Tensor, block: Block, span: slice, chunk: int) -> None:
+def _through_division(dresult: Tensor, y: Tensor, weights: Tensor) -> None:
     """y = num / den: turn dy, in all columns but the last, into the gradients of num and, in the last, of den."""
-    weights = load(den[..., None], block, span, chunk, y.dtype)
     dresult[..., -1] = -(dresult[..., :-1] * y).sum(-1)
     dresult.div_(weights).masked_fill_(weights == 0, 0)  # padding reads nothing
 
@@ -159,21 +162,19 @@ def _through_division(dresult: Tensor, y: Tensor, den: Tensor, block: Block, spa
 def _read_and_write_backward(
     q: Tensor, k: Tensor, v: Tensor, dy: Tensor, carry: Tensor, dcarry: Tensor, decay: Decay
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """Gradients of one block: dq, dk, dv, dlog_decay, and that of the memory before it."""
-    chunks = q.shape[:2]
+    """Gradients of one block: of q, k, v as they were loaded and log_decay, (N, c, width), and of the memory before."""
+    n = len(q)
     q, k, v, dy = (x.flatten(0, 1) for x in (q, k, v, dy))
     reading, writing = decay.reading(q), decay.writing(k)
-    memories = _memories(chunks[0], carry, writing.faded, v, decay)
-    dmemories = _dmemories(chunks[0], dcarry, reading.faded, dy, decay)
+    memories = _memories(n, carry, writing.faded, v, decay)
+    dmemories = _dmemories(n, dcarry, reading.faded, dy, decay)
     before, dafter = memories[:-1].flatten(0, 1), decay.land(dmemories[1:]).flatten(0, 1)
     weights, dweights = decay.weights(reading, writing), torch.bmm(dy, v.mT).tril_()
     dv = torch.bmm(writing.faded, dafter).baddbmm_(weights.mT, dy)
     dq, dk = torch.bmm(dy, before.mT), torch.bmm(v, dafter.mT)
     dcarry = decay.enter(dmemories[0])
     dlog_decay = decay.backward([(reading, dq)], [(writing, dk)], [[(weights, dweights)]], memories, dmemories)
-    if dlog_decay is not None:
-        dlog_decay = dlog_decay.unflatten(0, chunks)
-    return *(x.unflatten(0, chunks) for x in (dq, dk, dv)), dlog_decay, dcarry
+    return dq, dk, dv, dlog_decay, dcarry
 
 
 _run = differentiable(
