@@ -182,6 +182,18 @@ def test_gates_and_state_may_be_float32_beside_half(backend):
     assert dlog_decay.dtype == dstate.dtype == torch.float32
 
 
+@pytest.mark.parametrize("decay", [None, "head", "channel"])
+def test_half_precision_is_only_that_of_the_tensors(decay):
+    """In between all is float32, the scale included: what comes out is what float32 gives, rounded once."""
+    inputs = make(dict(b=1, t=70, h=2, k=16, v=16, decay=decay))
+    half = {name: inputs[name].bfloat16() for name in "qkv"}
+    gates = {} if decay is None else {"log_decay": inputs["log_decay"].float()}
+    y, state = linear_attention(**half, **gates, scale=0.3, backend="torch")
+    wide = {name: x.float() for name, x in half.items()}
+    expected, expected_state = linear_attention(**wide, **gates, scale=0.3, backend="torch")
+    assert torch.equal(y, expected.bfloat16()) and torch.equal(state, expected_state)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
