@@ -85,6 +85,23 @@ def test_the_table_of_real_text_says_what_its_records_say():
     assert lines[-1].removesuffix(".") in README
 
 
+def test_the_table_of_recurrent_ops_says_what_its_newest_records_say():
+    lines = (ROOT / "benchmarks/results/op_throughput_recurrent.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    newest = [r for r in found if r["environment"]["commit"] == found[-1]["environment"]["commit"] and not r["levers"]]
+    chunks = {r["op"]: f"{r['value']:.1f}" for r in found if r["peer"].startswith("fla") and not r["levers"]}
+    expected = [f"| delta_rule/vector | | | | | | {chunks['delta_rule/vector']} | 3 |"]
+    for op in dict.fromkeys(r["op"] for r in newest):
+        first, again, alone = (r for r in newest if r["op"] == op)  # on two threads twice, then on one
+        assert [r["environment"]["machine"]["threads"] for r in (first, again, alone)] == [2, 2, 1]
+        ratios = " | ".join(f"{r['value']:.1f}" for r in (first, again, alone))
+        beside = f"{chunks[op]} | 3" if op in chunks else "|"
+        milliseconds = f"{first['points']['ours']:.1f} / {alone['points']['ours']:.1f}"
+        expected.append(f"| {op} | {milliseconds} | {ratios} | {first['goal']:g} | {beside} |")
+    section = README.partition("| op | ours, ms, 2 threads / 1 |")[2].partition("\n\n")[0]
+    assert section.splitlines()[2:] == expected[1:] + expected[:1]
+
+
 def table(heading: str) -> list[str]:
     """The rows under a heading, sorted, without those that head tables."""
     section = README.partition(heading)[2].partition("\n#")[0]
