@@ -14,6 +14,7 @@ from ._tasks import (
     jrt_disjointness,
     mad,
     mad_sweep,
+    mqar_forms,
     stack_languages,
     state_tracking,
 )
@@ -25,6 +26,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "mqar-2026": mqar_2026,
     "zoology-cpu": zoology_cpu,
     "frontier-cpu": frontier_cpu,
+    "mqar-forms": mqar_forms,
     "mad": mad,
     "mad-sweep": mad_sweep,
     "jrt-disjointness": jrt_disjointness,

@@ -66,6 +66,14 @@ def _mad(name: str, courses: list[Course]) -> Recipe:
     return replace(recipe, batch_tokens=1 << 17)  # full batches at the longest, too
 
 
+def mqar_forms() -> Recipe:
+    """MQAR that forgets, MQAR with keys of two tokens, and a context that is read twice, one model each.
+
+    Published are generators with these sizes (Zoology's code) and no experiments; steps and widths are ours.
+    """
+    return _ours("mqar-forms", (tasks.ForgettingMQAR(), tasks.CompositionalMQAR(), tasks.MQAR(num_passes=2)))
+
+
 def jrt_disjointness() -> Recipe:
     """Which token two lists share, the short or the long list first (arXiv 2407.05483): four layers, BaseConv between.
 

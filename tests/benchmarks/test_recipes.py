@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from subquad.benchmarks.recipes import RECIPES, based_frontier, mqar_2026, quick, zoology_figure2
+from subquad.benchmarks.tasks import TASKS
 from subquad.mixers import HYBRIDS, MIXERS
 
 ALL = pytest.mark.parametrize("recipe", [make() for make in RECIPES.values()], ids=RECIPES)
@@ -102,6 +103,11 @@ def test_sizes_and_widths_replace_the_recipes_own():
     assert [segment.task for segment in problem.segments] == list(problem.tests)
     assert all(candidate.d_models == (8, 16) for candidate in recipe.candidates)
     assert recipe.candidates_of("rebased")[0].d_models == (8, 16)
+
+
+def test_every_task_is_in_a_recipe():
+    problems = [problem for make in RECIPES.values() for problem in make().problems()]
+    assert {type(task) for problem in problems for task in problem.tests} == set(TASKS.values())
 
 
 def test_mad_is_the_published_setting():
