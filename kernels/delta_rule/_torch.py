@@ -68,11 +68,10 @@ def _prepare(
     reader = decay.reader * scale
     beta = place.load(beta[..., None])
     groups, beta = beta.shape[:2], beta.flatten(0, 1)
-    queries, asks, v = (
-        place.load(x, factor).flatten(0, 1) for x, factor in ((q, reader), (k, decay.reader), (v, 1.0))
-    )  # fmt: skip
-    is_once = decay.reader is decay.writer  # both are 1
-    keys = asks if is_once else place.load(k, decay.writer).flatten(0, 1)
+    queries, asks, v = (place.load(x, by).flatten(0, 1) for x, by in ((q, reader), (k, decay.reader), (v, 1.0)))
+    keys = asks  # unless decay is mild, k reads and writes as it is
+    if decay.reader is not decay.writer:
+        keys = place.load(k, decay.writer).flatten(0, 1)
     reading, asking, writing = decay.reading(queries), decay.reading(asks), decay.writing(keys)
     likeness = decay.weights(asking, writing, diagonal=-1)
     inverted = inverse(likeness * beta.mT)

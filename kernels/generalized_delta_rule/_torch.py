@@ -85,10 +85,8 @@ def _prepare(
     reader = decay.reader * scale
     v = place.load(v)
     groups, v = v.shape[:2], v.flatten(0, 1)
-    q, k, b, a = (
-        place.load(x, factor).flatten(0, 1)
-        for x, factor in ((q, reader), (k, decay.writer), (b, decay.writer), (a, 1.0))
-    )
+    factors = ((q, reader), (k, decay.writer), (a, 1.0), (b, decay.writer))
+    q, k, a, b = (place.load(x, factor).flatten(0, 1) for x, factor in factors)
     reading, asks = decay.reading(q), decay.reading(decay.as_read(_up(a)))
     writing, adding = decay.writing(k), decay.writing(b)
     scores, echoes = decay.weights(reading, writing), decay.weights(reading, adding)
