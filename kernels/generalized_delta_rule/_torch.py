@@ -80,7 +80,7 @@ def _down(x: Tensor) -> Tensor:
 
 def _prepare(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, scale: float, place: Place
-) -> _Chunks:  # fmt: skip
+) -> _Chunks:
     decay = load_decay(log_decay, place)
     reader = decay.reader * scale
     v = place.load(v)
