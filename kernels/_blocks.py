@@ -30,15 +30,6 @@ def new_outputs(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, columns: int = 
     return [q.new_empty(b, t, h, v.shape[-1]), q.new_empty(**memory), q.new_empty(**carries)]
 
 
-def segments(t: int) -> list[slice]:
-    return [slice(start, min(t, start + SEGMENT)) for start in range(0, t, SEGMENT)]
-
-
-def chunk_size(t: int) -> int:
-    """CHUNK, or the next power of two for a shorter sequence."""
-    return min(CHUNK, 1 << (t - 1).bit_length())
-
-
 def blocks(b: int, t: int, h: int, key: int, value: int) -> Iterator[Block]:
     """Heads first, then sequences, until the widest tensor of a block (operands, weights, memories) is full."""
     tokens = min(t, SEGMENT)
@@ -48,50 +39,75 @@ def blocks(b: int, t: int, h: int, key: int, value: int) -> Iterator[Block]:
     num_rows = max(1, num_groups // h)
     for row in range(0, b, num_rows):
         for head in range(0, h, num_heads):
-            yield Block(slice(row, row + num_rows), slice(head, head + num_heads))
+            yield Block(slice(row, min(b, row + num_rows)), slice(head, min(h, head + num_heads)))
 
 
 class Place(NamedTuple):
     """One segment of time of a block: where tensors (b, t, h, width) are read and written, a chunk at a time.
 
-    A factor, a number or (n groups, chunk, 1 or width), is multiplied on the way: that costs nothing where the copy is
-    made anyway. What is loaded is computed in `dtype`.
+    The chunks of all groups are N = n g rows of one axis, chunks first. A factor, a number or (N, chunk, 1 or width),
+    is multiplied on the way: that costs nothing where the copy is made anyway. What is loaded is computed in `dtype`.
     """
 
     block: Block
+    index: int  # of the segment
     span: slice
     chunk: int
     dtype: torch.dtype
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """n chunks, g groups."""
+        n, rows, heads = self._counts()
+        return n, rows * heads
+
+    @property
+    def chunks(self) -> slice:
+        """Its chunks among those of the whole time."""
+        return slice(self.span.start // self.chunk, -(-self.span.stop // self.chunk))
+
     def load(self, x: Tensor, factor: float | Tensor = 1.0, column: float | None = None) -> Tensor:
-        """(n, groups, chunk, width) copy, zero after its last token; `column` appends a constant one."""
+        """(N, chunk, width) copy, zero after its last token; `column` appends a constant one."""
+        n, rows, heads = self._counts()
         part = x[self.block.batch, self.span, self.block.heads]
-        rows, tokens, heads, width = part.shape
-        n = -(-tokens // self.chunk)
+        tokens, width = part.shape[1], part.shape[3]
         if n * self.chunk != tokens:
             padded = part.new_zeros(rows, n * self.chunk, heads, width)
             padded[:, :tokens] = part
             part = padded
-        out = x.new_empty(n, rows, heads, self.chunk, width + (column is not None), dtype=self.dtype)
-        _multiply(self._in_chunks(part), factor, out=out[..., :width])
+        out = x.new_empty(n * rows * heads, self.chunk, width + (column is not None), dtype=self.dtype)
+        _multiply(self._in_chunks(part), factor, out=out[..., :width].view(n, rows, heads, self.chunk, width))
         if column is not None:
             out[..., width] = column
-        return out.flatten(1, 2)
+        return out
 
     def store(self, x: Tensor, values: Tensor, factor: float | Tensor = 1.0) -> None:
-        """Write (n, groups, chunk, width), or the same with n groups in one axis, back to its place."""
+        """Write (N, chunk, width) back to its place."""
+        n, rows, heads = self._counts()
         part = x[self.block.batch, self.span, self.block.heads]
-        rows, tokens, heads, width = part.shape
-        n = -(-tokens // self.chunk)
+        tokens, width = part.shape[1], part.shape[3]
         whole = n * self.chunk == tokens
         out = part if whole else x.new_empty(rows, n * self.chunk, heads, width)
         _multiply(values.view(n, rows, heads, self.chunk, width), factor, out=self._in_chunks(out))
         if not whole:
             part.copy_(out[:, :tokens])
 
+    def _counts(self) -> tuple[int, int, int]:
+        """Chunks, rows of the batch, heads."""
+        tokens, rows, heads = (cut.stop - cut.start for cut in (self.span, *self.block))
+        return -(-tokens // self.chunk), rows, heads
+
     def _in_chunks(self, x: Tensor) -> Tensor:
-        """View (rows, tokens, heads, width) as (n, rows, heads, chunk, width)."""
-        return x.unflatten(1, (-1, self.chunk)).permute(1, 0, 3, 2, 4)
+        """View (rows, n * chunk tokens, heads, width) as (n, rows, heads, chunk, width)."""
+        n, rows, heads = self._counts()
+        return x.view(rows, n, self.chunk, heads, x.shape[3]).permute(1, 0, 3, 2, 4)
+
+
+def segments(block: Block, t: int, dtype: torch.dtype) -> list[Place]:
+    """A block's places in time: SEGMENT tokens each, in chunks of CHUNK or the next power of two for a shorter t."""
+    chunk = min(CHUNK, 1 << (t - 1).bit_length())
+    spans = [slice(start, min(t, start + SEGMENT)) for start in range(0, t, SEGMENT)]
+    return [Place(block, index, span, chunk, dtype) for index, span in enumerate(spans)]
 
 
 def _multiply(x: Tensor, factor: float | Tensor, out: Tensor) -> None:

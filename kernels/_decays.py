@@ -26,7 +26,7 @@ The gradient of log_decay_t sums reader_i writer_j dweight_ij over the pairs tha
 counted a chunk at a time, and where it is steep so that no difference of large sums is taken: zero where all has faded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -102,18 +102,15 @@ class NoDecay:
 class MildDecay(NoDecay):
     """All tokens of a chunk, and its memory, are measured from its middle token."""
 
-    def __init__(self, log_decay: Tensor):  # (n, g, c, 1 or k)
-        middle = (log_decay.shape[2] - 1) // 2
-        self.reader = _from_middle(log_decay.flatten(0, 1))
+    def __init__(self, distances: Tensor):  # (n, g, c + 2, 1 or k), those of `_around_middle`
+        factors = distances.exp()
+        self.reader = factors[:, :, :-2].flatten(0, 1)
         self.writer = self.reader.reciprocal()
-        to_middle, to_end = log_decay[:, :, : middle + 1].sum(2), log_decay[:, :, middle + 1 :].sum(2)
-        self.entry = to_middle.neg().exp_().flatten(0, 1)  # (N, 1 or k)
-        self.entering = to_middle[0].exp()[..., None]  # (g, 1 or k, 1)
-        to_end[:-1] += to_middle[1:]
-        self.total = to_end.exp_()[..., None]
+        self.to_middle, self.total = factors[:, :, -2, :, None], factors[:, :, -1, :, None]
+        self.total[:-1].mul_(self.to_middle[1:])
 
     def enter(self, memory: Tensor) -> Tensor:
-        return memory * self.entering
+        return memory * self.to_middle[0]
 
     def land(self, written: Tensor) -> Tensor:
         return written * self.total
@@ -125,7 +122,7 @@ class MildDecay(NoDecay):
         return x.mul_(self.reader)
 
     def at_entry(self, x: Tensor) -> Tensor:
-        return x * self.entry
+        return x / self.to_middle.flatten(0, 1).squeeze(-1)
 
     def joined(self, dreading: Tensor, dwriting: Tensor) -> Tensor:
         return dwriting.mul_(self.writer).addcmul_(dreading, self.reader)
@@ -134,7 +131,9 @@ class MildDecay(NoDecay):
         self, readers: Operands, writers: Operands, pairs: list[list[Pairs]], memories: Tensor, dmemories: Tensor
     ) -> Tensor:
         super().backward(readers, writers, pairs, memories, dmemories)
-        flow = _products(readers).sub_(_products(writers))  # what is read until t, less what later tokens read of t
+        flow = _products(readers)  # what is read until t, less what later tokens read of t
+        for writer, dwriter in writers:
+            flow.addcmul_(writer.faded, dwriter, value=-1)
         leaving = memories[1:].mul_(dmemories[1:]).sum(-1).flatten(0, 1)[:, None]  # read of this chunk by later ones
         return sums_from(_shared(flow, self.reader)).add_(_shared(leaving, self.reader))
 
@@ -210,10 +209,10 @@ class SteepChannelDecay(SteepDecay):
     is exact too: for extreme decays that is a single token.
     """
 
-    def __init__(self, log_decay: Tensor, leaf: int):  # (n, g, c, k)
+    def __init__(self, log_decay: Tensor):  # (n, g, c, k)
         chunks, c = log_decay.shape[:2], log_decay.shape[2]
         log_decay = log_decay.flatten(0, 1)
-        self.leaf = leaf
+        self.leaf = leaf = _leaf_size(log_decay)
         from_middle, to_middle, to_end = _leaf_factors(log_decay, leaf)
         self.leaf_query = from_middle.view_as(log_decay)
         self.leaf_key = self.leaf_query.reciprocal()
@@ -273,9 +272,9 @@ def _coarse_and_fine(log_decay: Tensor) -> Tensor:
 
 
 def _leaf_size(log_decay: Tensor) -> int:
-    """Longest run of tokens, a power of two, in which no channel fades beyond the safe range; (n, g, c, width)."""
-    leaf = log_decay.shape[2]
-    while leaf > 1 and log_decay.unflatten(2, (-1, leaf)).sum(3).min() < -2 * SAFE_HALF_RANGE:
+    """Longest run of tokens, a power of two, in which no channel fades beyond the safe range; (N, c, k)."""
+    leaf = log_decay.shape[1]
+    while leaf > 1 and log_decay.unflatten(1, (-1, leaf)).sum(2).min() < -2 * SAFE_HALF_RANGE:
         leaf //= 2
     return leaf
 
@@ -294,24 +293,37 @@ def _leaf_factors(log_decay: Tensor, leaf: int) -> tuple[Tensor, Tensor, Tensor]
 
 def _from_middle(log_decay: Tensor) -> Tensor:
     """Factor of each row from the middle one, 1 or more before it; log_decay (..., rows, width)."""
-    rows = log_decay.shape[-2]
-    sums = _ones_below(rows, 0, log_decay.dtype, log_decay.device)
-    return torch.matmul(sums - sums[(rows - 1) // 2], log_decay).exp_()
+    return torch.matmul(_around_middle(log_decay.shape[-2], log_decay.dtype, log_decay.device)[:-2], log_decay).exp_()
 
 
 def sums_from(x: Tensor) -> Tensor:
     """Sums over this and all later tokens of a chunk; x (N, c, width)."""
-    return torch.matmul(_ones_below(x.shape[1], 0, x.dtype, x.device).T, x)
+    return _over_tokens(_ones_below(x.shape[1], 0, x.dtype, x.device).T, x)
 
 
 def sums_before(x: Tensor) -> Tensor:
     """Sums over all earlier tokens of a chunk, without this one."""
-    return torch.matmul(_ones_below(x.shape[1], -1, x.dtype, x.device), x)
+    return _over_tokens(_ones_below(x.shape[1], -1, x.dtype, x.device), x)
+
+
+def _over_tokens(weights: Tensor, x: Tensor) -> Tensor:
+    """Weighted sums over the tokens of each chunk; weights (rows, c), x (N, c, width) -> (N, rows, width)."""
+    if x.shape[-1] == 1:  # one product, where a batch of products with a vector takes six times as long
+        return torch.mm(x.squeeze(-1), weights.T)[..., None]
+    return torch.matmul(weights, x)
 
 
 @lru_cache(maxsize=64)
 def _ones_below(n: int, diagonal: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.ones(n, n, dtype=dtype, device=device).tril_(diagonal)
+
+
+@lru_cache(maxsize=64)
+def _around_middle(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(n + 2, n): sums of a run of n, from its middle to each; and in the last rows up to the middle, and after it."""
+    until = _ones_below(n, 0, dtype, device)
+    middle = (n - 1) // 2
+    return torch.cat([until - until[middle], until[middle, None], 1 - until[middle, None]])
 
 
 def _shared(x: Tensor, factor: Tensor) -> Tensor:
@@ -341,12 +353,30 @@ def _diagonal_blocks(pairs: Tensor, size: int) -> Tensor:
 Decay = NoDecay | MildDecay | SteepHeadDecay | SteepChannelDecay
 
 
-def load_decay(log_decay: Tensor | None, place: Place) -> Decay:
-    """Of one place in log_decay: None, (b, t, h) or (b, t, h, k)."""
+def load_decays(log_decay: Tensor | None, places: Sequence[Place]) -> Iterator[Decay]:
+    """Of log_decay, None, (b, t, h) or (b, t, h, k), at all places of a block, in the order in which they come.
+
+    One factor a head takes so little room that it is read for all of them at once.
+    """
     if log_decay is None:
-        return NoDecay()
-    log_decay = place.load(log_decay if log_decay.ndim == 4 else log_decay[..., None])
-    leaf = _leaf_size(log_decay)
-    if leaf == place.chunk:
-        return MildDecay(log_decay)
-    return SteepHeadDecay(log_decay) if log_decay.shape[-1] == 1 else SteepChannelDecay(log_decay, leaf)
+        yield from [NoDecay()] * len(places)
+        return
+    log_decay = log_decay if log_decay.ndim == 4 else log_decay[..., None]
+    weights = _around_middle(places[0].chunk, places[0].dtype, log_decay.device)
+
+    def measured(place: Place) -> tuple[Tensor, Tensor]:
+        loaded = place.load(log_decay)
+        return loaded.unflatten(0, place.counts), _over_tokens(weights, loaded).unflatten(0, place.counts)
+
+    if log_decay.shape[-1] > 1:
+        yield from (_decay(*measured(place)) for place in places)
+        return
+    loaded, distances = measured(places[0]._replace(span=slice(0, log_decay.shape[1])))
+    yield from (_decay(loaded[place.chunks], distances[place.chunks]) for place in places)
+
+
+def _decay(log_decay: Tensor, distances: Tensor) -> Decay:
+    """Of one place, (n, g, c, 1 or k); distances as those of `_around_middle`, (n, g, c + 2, 1 or k)."""
+    if not (distances[:, :, -2] + distances[:, :, -1]).min().item() < -2 * SAFE_HALF_RANGE:
+        return MildDecay(distances)
+    return SteepHeadDecay(log_decay) if log_decay.shape[-1] == 1 else SteepChannelDecay(log_decay)

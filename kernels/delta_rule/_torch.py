@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import Place, blocks, chunk_size, new_outputs, segments
-from .._decays import Decay, Faded, load_decay
+from .._blocks import Place, blocks, new_outputs, segments
+from .._decays import Decay, Faded, load_decays
 from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
@@ -61,26 +61,22 @@ class _Chunks(NamedTuple):
         return self.errors.baddbmm_(self.corrections, memory, alpha=-1)
 
 
-def _prepare(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, scale: float, place: Place
-) -> _Chunks:
-    decay = load_decay(log_decay, place)
+def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, scale: float, place: Place) -> _Chunks:
     reader = decay.reader * scale
-    beta = place.load(beta[..., None])
-    groups, beta = beta.shape[:2], beta.flatten(0, 1)
-    queries, asks, v = (place.load(x, by).flatten(0, 1) for x, by in ((q, reader), (k, decay.reader), (v, 1.0)))
+    factors = ((beta[..., None], 1.0), (q, reader), (k, decay.reader), (v, 1.0))
+    beta, queries, asks, v = (place.load(x, factor) for x, factor in factors)
     keys = asks  # unless decay is mild, k reads and writes as it is
     if decay.reader is not decay.writer:
-        keys = place.load(k, decay.writer).flatten(0, 1)
+        keys = place.load(k, decay.writer)
     reading, asking, writing = decay.reading(queries), decay.reading(asks), decay.writing(keys)
     likeness = decay.weights(asking, writing, diagonal=-1)
     inverted = inverse(likeness * beta.mT)
     errors, corrections = torch.bmm(inverted, v), torch.bmm(inverted, asking.faded)
     weighed = (writing.faded * beta).mT
     step = torch.bmm(weighed, corrections).neg_()
-    decay.land_(step.unflatten(0, groups))
+    decay.land_(step.unflatten(0, place.counts))
     step.diagonal(dim1=1, dim2=2).add_(1.0 if decay.total is None else decay.total.flatten(0, 1)[..., 0])
-    memories, after, _ = room_for_walk(groups, k.shape[-1], v.shape[-1], v)
+    memories, after, _ = room_for_walk(place.counts, k.shape[-1], v.shape[-1], v)
     torch.bmm(weighed, errors, out=after)
     decay.land_(memories[1:])
     scores = decay.weights(reading, writing)
@@ -100,11 +96,11 @@ def _forward(
     memory.zero_() if state is None else memory.copy_(state)
     for block in blocks(b, t, h, width, v.shape[-1]):
         carry = memory[block].flatten(0, 1)  # (g, k, v)
-        for index, span in enumerate(segments(t)):
-            if index:
-                carries[index - 1][block] = carry.view_as(memory[block])
-            place = Place(block, span, chunk_size(t), memory.dtype)
-            chunks = _prepare(q, k, v, beta, log_decay, scale, place)
+        places = segments(block, t, memory.dtype)
+        for place, decay in zip(places, load_decays(log_decay, places), strict=True):
+            if place.index:
+                carries[place.index - 1][block] = carry.view_as(memory[block])
+            chunks = _prepare(q, k, v, beta, decay, scale, place)
             memories = walk(chunks.step, chunks.memories, chunks.decay.enter(carry))
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             written = chunks.wrong(before).mul_(chunks.beta)
@@ -147,13 +143,12 @@ def _backward(
     b, t, h, width = q.shape
     for block in blocks(b, t, h, width, v.shape[-1]):
         dcarry = dstate[block].flatten(0, 1)
-        for index, span in reversed(list(enumerate(segments(t)))):
-            carry = carries[index - 1] if index else state
+        places = segments(block, t, memory.dtype)[::-1]
+        for place, decay in zip(places, load_decays(log_decay, places), strict=True):
+            carry = carries[place.index - 1] if place.index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            place = Place(block, span, chunk_size(t), memory.dtype)
-            chunks = _prepare(q, k, v, beta, log_decay, scale, place)
-            outer = place.load(dy).flatten(0, 1)
-            dqueries, *found, dgates, dcarry = _chunks_backward(chunks, outer, carry, dcarry)
+            chunks = _prepare(q, k, v, beta, decay, scale, place)
+            dqueries, *found, dgates, dcarry = _chunks_backward(chunks, place.load(dy), carry, dcarry)
             place.store(dq, dqueries, chunks.reader)
             for x, dx in zip((dk, dv, dbeta[..., None]), found, strict=True):
                 place.store(x, dx)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import Place, blocks, chunk_size, new_outputs, segments
-from .._decays import Decay, Faded, load_decay
+from .._blocks import Place, blocks, new_outputs, segments
+from .._decays import Decay, Faded, load_decays
 from .._delta import inverse, room_for_walk, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
@@ -79,14 +79,11 @@ def _down(x: Tensor) -> Tensor:
 
 
 def _prepare(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, scale: float, place: Place
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay, scale: float, place: Place
 ) -> _Chunks:
-    decay = load_decay(log_decay, place)
     reader = decay.reader * scale
-    v = place.load(v)
-    groups, v = v.shape[:2], v.flatten(0, 1)
-    factors = ((q, reader), (k, decay.writer), (a, 1.0), (b, decay.writer))
-    q, k, a, b = (place.load(x, factor).flatten(0, 1) for x, factor in factors)
+    factors = ((q, reader), (k, decay.writer), (v, 1.0), (a, 1.0), (b, decay.writer))
+    q, k, v, a, b = (place.load(x, factor) for x, factor in factors)
     reading, asks = decay.reading(q), decay.reading(decay.as_read(_up(a)))
     writing, adding = decay.writing(k), decay.writing(b)
     scores, echoes = decay.weights(reading, writing), decay.weights(reading, adding)
@@ -96,9 +93,9 @@ def _prepare(
     inverted = inverse(_down(crossed).neg_())
     told, asked = torch.bmm(inverted, torch.bmm(_down(heard), v)), torch.bmm(inverted, asking)
     step = torch.bmm(adding.faded.mT, asked)
-    decay.land_(step.unflatten(0, groups))
+    decay.land_(step.unflatten(0, place.counts))
     step.diagonal(dim1=1, dim2=2).add_(decay.total.flatten(0, 1)[..., 0])
-    memories, after, _ = room_for_walk(groups, k.shape[-1], v.shape[-1], v)
+    memories, after, _ = room_for_walk(place.counts, k.shape[-1], v.shape[-1], v)
     torch.bmm(writing.faded.mT, v, out=after).baddbmm_(adding.faded.mT, told)
     decay.land_(memories[1:])
     return _Chunks(
@@ -118,11 +115,11 @@ def _forward(
     memory.zero_() if state is None else memory.copy_(state)
     for block in blocks(rows, t, h, width, v.shape[-1]):
         carry = memory[block].flatten(0, 1)  # (g, k, v)
-        for index, span in enumerate(segments(t)):
-            if index:
-                carries[index - 1][block] = carry.view_as(memory[block])
-            place = Place(block, span, chunk_size(t), memory.dtype)
-            chunks = _prepare(q, k, v, a, b, log_decay, scale, place)
+        places = segments(block, t, memory.dtype)
+        for place, decay in zip(places, load_decays(log_decay, places), strict=True):
+            if place.index:
+                carries[place.index - 1][block] = carry.view_as(memory[block])
+            chunks = _prepare(q, k, v, a, b, decay, scale, place)
             memories = walk(chunks.step, chunks.memories, chunks.decay.enter(carry))
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, chunks.v)
@@ -163,12 +160,12 @@ def _backward(
     rows, t, h, width = q.shape
     for block in blocks(rows, t, h, width, v.shape[-1]):
         dcarry = dstate[block].flatten(0, 1)
-        for index, span in reversed(list(enumerate(segments(t)))):
-            carry = carries[index - 1] if index else state
+        places = segments(block, t, memory.dtype)[::-1]
+        for place, decay in zip(places, load_decays(log_decay, places), strict=True):
+            carry = carries[place.index - 1] if place.index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            place = Place(block, span, chunk_size(t), memory.dtype)
-            chunks = _prepare(q, k, v, a, b, log_decay, scale, place)
-            *found, dcarry = _chunks_backward(chunks, place.load(dy).flatten(0, 1), carry, dcarry)
+            chunks = _prepare(q, k, v, a, b, decay, scale, place)
+            *found, dcarry = _chunks_backward(chunks, place.load(dy), carry, dcarry)
             factors = (chunks.reader, chunks.decay.writer, 1.0, 1.0, chunks.decay.writer, 1.0)
             for x, dx, factor in zip(gradients, found, factors, strict=True):
                 place.store(x, dx, factor)

@@ -7,7 +7,7 @@ from .._drawing import draw_log_decay
 
 CASES = {
     "one-token": dict(b=2, t=1, h=2, k=8, v=5, decay="head"),
-    "one-token-channel": dict(b=1, t=1, h=1, k=6, v=16, decay="channel", normalize=True),
+    "one-token-channel": dict(b=1, t=1, h=1, k=6, v=16, decay="channel", gates=(-1.0, -100.0), normalize=True),
     "plain": dict(b=2, t=37, h=2, k=16, v=24, state=False),
     "plain-two-chunks": dict(b=1, t=69, h=1, k=12, v=16),
     "head-decay": dict(b=1, t=67, h=2, k=20, v=16, decay="head"),

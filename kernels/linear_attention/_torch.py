@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import Place, blocks, chunk_size, new_outputs, segments
-from .._decays import Decay, load_decay
+from .._blocks import blocks, new_outputs, segments
+from .._decays import Decay, load_decays
 from .._packed import over_sequences
 from . import EPS, SHAPES
 
@@ -33,15 +33,13 @@ def _forward(
     outputs = _allocate(q, k, v, log_decay, state, None, scale, normalize)
     y, memory, carries, den = outputs
     b, t, h, width = q.shape
-    chunk = chunk_size(t)
     memory.zero_() if state is None else memory.copy_(state)
     for block in blocks(b, t, h, width, v.shape[-1]):
         carry = memory[block].flatten(0, 1)  # (g, k, m)
-        for index, span in enumerate(segments(t)):
-            if index:
-                carries[index - 1][block] = carry.view_as(memory[block])
-            place = Place(block, span, chunk, memory.dtype)
-            decay = load_decay(log_decay, place)
+        places = segments(block, t, memory.dtype)
+        for place, decay in zip(places, load_decays(log_decay, places), strict=True):
+            if place.index:
+                carries[place.index - 1][block] = carry.view_as(memory[block])
             queries, keys = place.load(q, decay.reader * scale), place.load(k, decay.writer)
             values = place.load(v, column=1.0 if normalize else None)
             result, carry = _read_and_write(queries, keys, values, carry, decay)
@@ -55,15 +53,16 @@ def _forward(
 
 
 def _read_and_write(q: Tensor, k: Tensor, v: Tensor, carry: Tensor, decay: Decay) -> tuple[Tensor, Tensor]:
-    """One block: what its queries (n, g, c, k) read of keys and values (n, g, c, m), and the memory after it."""
-    reading, writing, values = decay.reading(q.flatten(0, 1)), decay.writing(k.flatten(0, 1)), v.flatten(0, 1)
-    memory = _memories(len(v), carry, writing.faded, values, decay)
-    y = torch.bmm(reading.faded, memory[:-1].flatten(0, 1)).baddbmm_(decay.weights(reading, writing), values)
-    return y.view(v.shape), memory[-1]
+    """One block: what its queries (N, c, k) read of keys and values (N, c, m), and the memory after it."""
+    reading, writing = decay.reading(q), decay.writing(k)
+    memory = _memories(carry, writing.faded, v, decay)
+    y = torch.bmm(reading.faded, memory[:-1].flatten(0, 1)).baddbmm_(decay.weights(reading, writing), v)
+    return y, memory[-1]
 
 
-def _memories(n: int, carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -> Tensor:
+def _memories(carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -> Tensor:
     """(n + 1, g, k, m): the memory as each chunk reads it, and after the last."""
+    n = len(v) // len(carry)
     memory = carry.new_empty(n + 1, *carry.shape)
     memory[0] = decay.enter(carry)
     torch.bmm(writing.mT, v, out=memory[1:].flatten(0, 1))
@@ -72,8 +71,9 @@ def _memories(n: int, carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -
     return memory
 
 
-def _dmemories(n: int, dcarry: Tensor, reading: Tensor, dy: Tensor, decay: Decay) -> Tensor:
+def _dmemories(dcarry: Tensor, reading: Tensor, dy: Tensor, decay: Decay) -> Tensor:
     """(n + 1, g, k, m): gradients of the memories, the last one given."""
+    n = len(dy) // len(dcarry)
     dmemory = dcarry.new_empty(n + 1, *dcarry.shape)
     dmemory[n] = dcarry
     torch.bmm(reading.mT, dy, out=dmemory[:n].flatten(0, 1))
@@ -127,14 +127,12 @@ def _backward(
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     dlog_decay = None if log_decay is None else torch.empty_like(log_decay, dtype=memory.dtype)
     b, t, h, width = q.shape
-    chunk = chunk_size(t)
     for block in blocks(b, t, h, width, v.shape[-1]):
         dcarry = dstate[block].flatten(0, 1)
-        for index, span in reversed(list(enumerate(segments(t)))):
-            carry = carries[index - 1] if index else state
+        places = segments(block, t, memory.dtype)[::-1]
+        for place, decay in zip(places, load_decays(log_decay, places), strict=True):
+            carry = carries[place.index - 1] if place.index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            place = Place(block, span, chunk, memory.dtype)
-            decay = load_decay(log_decay, place)
             reader = decay.reader * scale
             queries, keys = place.load(q, reader), place.load(k, decay.writer)
             values = place.load(v, column=1.0 if normalize else None)
@@ -163,11 +161,9 @@ def _read_and_write_backward(
     q: Tensor, k: Tensor, v: Tensor, dy: Tensor, carry: Tensor, dcarry: Tensor, decay: Decay
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """Gradients of one block: of q, k, v as they were loaded and log_decay, (N, c, width), and of the memory before."""
-    n = len(q)
-    q, k, v, dy = (x.flatten(0, 1) for x in (q, k, v, dy))
     reading, writing = decay.reading(q), decay.writing(k)
-    memories = _memories(n, carry, writing.faded, v, decay)
-    dmemories = _dmemories(n, dcarry, reading.faded, dy, decay)
+    memories = _memories(carry, writing.faded, v, decay)
+    dmemories = _dmemories(dcarry, reading.faded, dy, decay)
     before, dafter = memories[:-1].flatten(0, 1), decay.land(dmemories[1:]).flatten(0, 1)
     weights, dweights = decay.weights(reading, writing), torch.bmm(dy, v.mT).tril_()
     dv = torch.bmm(writing.faded, dafter).baddbmm_(weights.mT, dy)
