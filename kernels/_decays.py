@@ -14,8 +14,8 @@ Each has these members; without decay (NoDecay) factors are 1 and operands stay 
                        gradient is stored: 1 where decay is steep, whose operands are needed without it, too
     reading, writing   such an operand as `Faded`
     weights            of a reader on the writers until it in the chunk, (N, c, c), lower triangular
-    enter, land        a memory (g, k, v) as the first chunk reads it, and what each chunk writes (n, g, k, v) as the
-                       next one reads it; `land_` is in place. Their gradients go the same way
+    enter, land        turn a memory (g, k, v) into what the first chunk reads of it, and what each chunk writes
+                       (n, g, k, v) into what the next one reads, in place; gradients go the same way
     total              (n, g, 1 or k, 1) factor of a memory taken to the next chunk
     as_read            an operand, or its gradient, that was loaded without `reader`, in place
     at_entry           an operand (N, k) that reads the memory before the chunk has faded at all
@@ -71,9 +71,6 @@ class NoDecay:
     def land(self, written: Tensor) -> Tensor:
         return written
 
-    def land_(self, written: Tensor) -> Tensor:
-        return written
-
     def as_read(self, x: Tensor) -> Tensor:
         return x
 
@@ -91,7 +88,8 @@ class NoDecay:
         Args:
             readers, writers: operands, each with the gradient that reaches `faded` through the memory.
             pairs: by reader and writer.
-            memories, dmemories: (n + 1, g, k, v) as each chunk reads them, and after the last. All may be used up.
+            memories: (n + 1, g, k, v) as each chunk reads them, and after the last.
+            dmemories: likewise, but those of memories after a chunk have landed. All may be used up.
         """
         for (reader, dreader), row in zip(readers, pairs, strict=True):
             for (writer, dwriter), (_, dweights) in zip(writers, row, strict=True):
@@ -110,12 +108,9 @@ class MildDecay(NoDecay):
         self.total[:-1].mul_(self.to_middle[1:])
 
     def enter(self, memory: Tensor) -> Tensor:
-        return memory * self.to_middle[0]
+        return memory.mul_(self.to_middle[0])
 
     def land(self, written: Tensor) -> Tensor:
-        return written * self.total
-
-    def land_(self, written: Tensor) -> Tensor:
         return written.mul_(self.total)
 
     def as_read(self, x: Tensor) -> Tensor:
@@ -134,7 +129,8 @@ class MildDecay(NoDecay):
         flow = _products(readers)  # what is read until t, less what later tokens read of t
         for writer, dwriter in writers:
             flow.addcmul_(writer.faded, dwriter, value=-1)
-        leaving = memories[1:].mul_(dmemories[1:]).sum(-1).flatten(0, 1)[:, None]  # read of this chunk by later ones
+        # What is read of this chunk by later ones; `total` is in the memory and in its gradient, and counts once.
+        leaving = memories[1:].mul_(dmemories[1:]).sum(-1).div_(self.total[..., 0]).flatten(0, 1)[:, None]
         return sums_from(_shared(flow, self.reader)).add_(_shared(leaving, self.reader))
 
 

@@ -5,6 +5,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ._decays import Decay
+
 
 def inverse(a: Tensor) -> Tensor:
     """(I + a)^-1 of strictly lower triangular a (N, c, c), by substitution: no digits are lost where keys are alike."""
@@ -19,7 +21,7 @@ def room_for_walk(groups: tuple[int, int], key: int, value: int, like: Tensor) -
     return memories, memories[1:].flatten(0, 1), memories[:-1].flatten(0, 1)
 
 
-def walk(step: Tensor, memories: Tensor, carry: Tensor) -> Tensor:
+def walk(step: Tensor, memories: Tensor, carry: Tensor, decay: Decay) -> Tensor:
     """(n + 1, g, k, v): the memory before each of n chunks, and after the last. A chunk makes M S + B of S.
 
     step: (N, k, k) M of N = n g chunks; memories: what is returned, with the B of each chunk in the place of the
@@ -27,6 +29,7 @@ def walk(step: Tensor, memories: Tensor, carry: Tensor) -> Tensor:
     """
     step = step.unflatten(0, (-1, len(carry)))
     memories[0] = carry
+    decay.enter(memories[0])
     for i in range(len(step)):
         memories[i + 1].baddbmm_(step[i], memories[i])
     return memories

@@ -74,11 +74,11 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, scale:
     errors, corrections = torch.bmm(inverted, v), torch.bmm(inverted, asking.faded)
     weighed = (writing.faded * beta).mT
     step = torch.bmm(weighed, corrections).neg_()
-    decay.land_(step.unflatten(0, place.counts))
+    decay.land(step.unflatten(0, place.counts))
     step.diagonal(dim1=1, dim2=2).add_(1.0 if decay.total is None else decay.total.flatten(0, 1)[..., 0])
     memories, after, _ = room_for_walk(place.counts, k.shape[-1], v.shape[-1], v)
     torch.bmm(weighed, errors, out=after)
-    decay.land_(memories[1:])
+    decay.land(memories[1:])
     scores = decay.weights(reading, writing)
     return _Chunks(
         beta, decay, reader, reading, asking, writing, inverted, errors, corrections, step, memories, scores, likeness
@@ -101,7 +101,7 @@ def _forward(
             if place.index:
                 carries[place.index - 1][block] = carry.view_as(memory[block])
             chunks = _prepare(q, k, v, beta, decay, scale, place)
-            memories = walk(chunks.step, chunks.memories, chunks.decay.enter(carry))
+            memories = walk(chunks.step, chunks.memories, carry, decay)
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             written = chunks.wrong(before).mul_(chunks.beta)
             result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, written)
@@ -166,7 +166,7 @@ def _chunks_backward(
     The memory has two readers, q with the gradient dy and k with -dv, and one writer, k with the values beta E.
     """
     decay, beta = chunks.decay, chunks.beta
-    memories = walk(chunks.step, chunks.memories, decay.enter(carry))
+    memories = walk(chunks.step, chunks.memories, carry, decay)
     before = memories[:-1].flatten(0, 1)
     dwritten = torch.bmm(chunks.scores.mT, dy)
     dmemories, _, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)

@@ -93,11 +93,11 @@ def _prepare(
     inverted = inverse(_down(crossed).neg_())
     told, asked = torch.bmm(inverted, torch.bmm(_down(heard), v)), torch.bmm(inverted, asking)
     step = torch.bmm(adding.faded.mT, asked)
-    decay.land_(step.unflatten(0, place.counts))
+    decay.land(step.unflatten(0, place.counts))
     step.diagonal(dim1=1, dim2=2).add_(decay.total.flatten(0, 1)[..., 0])
     memories, after, _ = room_for_walk(place.counts, k.shape[-1], v.shape[-1], v)
     torch.bmm(writing.faded.mT, v, out=after).baddbmm_(adding.faded.mT, told)
-    decay.land_(memories[1:])
+    decay.land(memories[1:])
     return _Chunks(
         v, decay, reader, reading, asks, writing, adding, inverted, told, asked, step, memories,
         scores, echoes, heard, crossed,
@@ -120,7 +120,7 @@ def _forward(
             if place.index:
                 carries[place.index - 1][block] = carry.view_as(memory[block])
             chunks = _prepare(q, k, v, a, b, decay, scale, place)
-            memories = walk(chunks.step, chunks.memories, chunks.decay.enter(carry))
+            memories = walk(chunks.step, chunks.memories, carry, decay)
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, chunks.v)
             result.baddbmm_(chunks.echoes, chunks.answers(before))
@@ -186,7 +186,7 @@ def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor)
     writers, k with v and b with F.
     """
     decay = chunks.decay
-    memories = walk(chunks.step, chunks.memories, decay.enter(carry))
+    memories = walk(chunks.step, chunks.memories, carry, decay)
     before = memories[:-1].flatten(0, 1)
     danswers = torch.bmm(chunks.echoes.mT, dy)
     dmemories, _, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)

@@ -64,9 +64,10 @@ def _memories(carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -> Tensor
     """(n + 1, g, k, m): the memory as each chunk reads it, and after the last."""
     n = len(v) // len(carry)
     memory = carry.new_empty(n + 1, *carry.shape)
-    memory[0] = decay.enter(carry)
+    memory[0] = carry
+    decay.enter(memory[0])
     torch.bmm(writing.mT, v, out=memory[1:].flatten(0, 1))
-    decay.land_(memory[1:])
+    decay.land(memory[1:])
     _add_in_turn(memory.unbind(), _totals(n, decay))
     return memory
 
