@@ -58,8 +58,8 @@ class Place(NamedTuple):
     @property
     def counts(self) -> tuple[int, int]:
         """n chunks, g groups."""
-        n, rows, heads = self._counts()
-        return n, rows * heads
+        tokens, rows, heads = (cut.stop - cut.start for cut in (self.span, *self.block))
+        return -(-tokens // self.chunk), rows * heads
 
     @property
     def chunks(self) -> slice:
@@ -68,39 +68,35 @@ class Place(NamedTuple):
 
     def load(self, x: Tensor, factor: float | Tensor = 1.0, column: float | None = None) -> Tensor:
         """(N, chunk, width) copy, zero after its last token; `column` appends a constant one."""
-        n, rows, heads = self._counts()
         part = x[self.block.batch, self.span, self.block.heads]
-        tokens, width = part.shape[1], part.shape[3]
+        rows, tokens, heads, width = part.shape
+        n = -(-tokens // self.chunk)
         if n * self.chunk != tokens:
             padded = part.new_zeros(rows, n * self.chunk, heads, width)
             padded[:, :tokens] = part
             part = padded
         out = x.new_empty(n * rows * heads, self.chunk, width + (column is not None), dtype=self.dtype)
-        _multiply(self._in_chunks(part), factor, out=out[..., :width].view(n, rows, heads, self.chunk, width))
         if column is not None:
             out[..., width] = column
+        filled = out if column is None else out[..., :width]
+        _multiply(self._in_chunks(part), factor, out=filled.view(n, rows, heads, self.chunk, width))
         return out
 
     def store(self, x: Tensor, values: Tensor, factor: float | Tensor = 1.0) -> None:
         """Write (N, chunk, width) back to its place."""
-        n, rows, heads = self._counts()
         part = x[self.block.batch, self.span, self.block.heads]
-        tokens, width = part.shape[1], part.shape[3]
+        rows, tokens, heads, width = part.shape
+        n = -(-tokens // self.chunk)
         whole = n * self.chunk == tokens
         out = part if whole else x.new_empty(rows, n * self.chunk, heads, width)
         _multiply(values.view(n, rows, heads, self.chunk, width), factor, out=self._in_chunks(out))
         if not whole:
             part.copy_(out[:, :tokens])
 
-    def _counts(self) -> tuple[int, int, int]:
-        """Chunks, rows of the batch, heads."""
-        tokens, rows, heads = (cut.stop - cut.start for cut in (self.span, *self.block))
-        return -(-tokens // self.chunk), rows, heads
-
     def _in_chunks(self, x: Tensor) -> Tensor:
         """View (rows, n * chunk tokens, heads, width) as (n, rows, heads, chunk, width)."""
-        n, rows, heads = self._counts()
-        return x.view(rows, n, self.chunk, heads, x.shape[3]).permute(1, 0, 3, 2, 4)
+        rows, _, heads, width = x.shape
+        return x.view(rows, -1, self.chunk, heads, width).permute(1, 0, 3, 2, 4)
 
 
 def segments(block: Block, t: int, dtype: torch.dtype) -> list[Place]:

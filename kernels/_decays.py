@@ -360,19 +360,22 @@ def load_decays(log_decay: Tensor | None, places: Sequence[Place]) -> Iterator[D
     log_decay = log_decay if log_decay.ndim == 4 else log_decay[..., None]
     weights = _around_middle(places[0].chunk, places[0].dtype, log_decay.device)
 
-    def measured(place: Place) -> tuple[Tensor, Tensor]:
+    def measured(place: Place) -> tuple[Tensor, Tensor, list[float]]:
+        """What is loaded, its distances and the longest distance across each chunk."""
         loaded = place.load(log_decay)
-        return loaded.unflatten(0, place.counts), _over_tokens(weights, loaded).unflatten(0, place.counts)
+        distances = _over_tokens(weights, loaded)
+        across = (distances[:, -2] + distances[:, -1]).view(place.counts[0], -1).amin(1).tolist()
+        return loaded.unflatten(0, place.counts), distances.unflatten(0, place.counts), across
 
     if log_decay.shape[-1] > 1:
         yield from (_decay(*measured(place)) for place in places)
         return
-    loaded, distances = measured(places[0]._replace(span=slice(0, log_decay.shape[1])))
-    yield from (_decay(loaded[place.chunks], distances[place.chunks]) for place in places)
+    whole = measured(places[0]._replace(span=slice(0, log_decay.shape[1])))
+    yield from (_decay(*(of_chunks[place.chunks] for of_chunks in whole)) for place in places)
 
 
-def _decay(log_decay: Tensor, distances: Tensor) -> Decay:
+def _decay(log_decay: Tensor, distances: Tensor, across: list[float]) -> Decay:
     """Of one place, (n, g, c, 1 or k); distances as those of `_around_middle`, (n, g, c + 2, 1 or k)."""
-    if not (distances[:, :, -2] + distances[:, :, -1]).min().item() < -2 * SAFE_HALF_RANGE:
+    if not min(across) < -2 * SAFE_HALF_RANGE:
         return MildDecay(distances)
     return SteepHeadDecay(log_decay) if log_decay.shape[-1] == 1 else SteepChannelDecay(log_decay)
