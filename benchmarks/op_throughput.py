@@ -2,9 +2,10 @@
 
 import json
 import math
+import statistics
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from rich.table import Table
 from subquad.kernels.levers import Levers, cpu_levers, matmul_lever
 
 from .op_rows import COMPARISONS, MEMORY_GOAL, SLOPE_GOALS, SUBQUADRATIC, Comparison, Sizes
-from .timing import Clock, Timing, clock_for, peak_bytes, time_interleaved
+from .timing import Clock, Timing, clock_for, peak_bytes, speed_ups, summarize, time_interleaved, time_rounds
 
 MEASURES = ("speed", "length", "memory")
 OPS = tuple(dict.fromkeys(op for comparison in COMPARISONS for op in comparison.goals))
+ROUNDS = 15  # of a comparison
 COMPARISON_SECONDS = 60.0  # to spend at most on one round-robin
 MIB = 1 << 20
 
@@ -29,15 +31,16 @@ class Result:
     """One number that has a goal.
 
     Args:
-        measure: "speed" (the peer's time over ours, at least the goal), "length" (log-log slope of time against
-            length, at most the goal) or "memory" (the same of peak memory).
+        measure: "speed" (the peer's time over ours, the median of the rounds' ratios, at least the goal), "length"
+            (log-log slope of time against length, at most the goal) or "memory" (the same of peak memory).
         op: what was measured.
         peer: the published form of "speed"; empty otherwise.
         levers: whether the levers of the CPU were on.
         value: the number.
         goal: its bound.
-        points: what it was computed from: milliseconds by candidate or length, bytes by length.
+        points: what stands behind it: median milliseconds by candidate or length, bytes by length.
         timings: what stands behind the milliseconds.
+        ratios: of "speed", those of its rounds, in their order.
     """
 
     measure: str
@@ -48,6 +51,7 @@ class Result:
     goal: float
     points: dict[str, float]
     timings: dict[str, Timing]
+    ratios: list[float] = field(default_factory=list)
 
     @property
     def met(self) -> bool:
@@ -90,14 +94,18 @@ def compare(comparison: Comparison, ops: list[str], sizes: Sizes, device: torch.
     """Time some ops of a comparison in one round-robin with the form they replace."""
     runs = {name: comparison.make[name](sizes, device) for name in (comparison.peer, *ops)}
     with matmul_lever(False) if comparison.few_rows else nullcontext():
-        timings = time_interleaved(runs, clock=clock_for(device), budget=COMPARISON_SECONDS)
+        rounds = time_rounds(runs, clock=clock_for(device), samples=ROUNDS, budget=COMPARISON_SECONDS)
+    timings = {name: summarize([taken[name] for taken in rounds]) for name in runs}
     peer = timings[comparison.peer]
     results = []
     for op in ops:
         ours = timings[op]
         points = {"ours": ours.median * 1e3, "peer": peer.median * 1e3}
-        ratio, goal = peer.median / ours.median, comparison.goals[op]
-        results.append(Result("speed", op, comparison.peer, levers, ratio, goal, points, {"ours": ours, "peer": peer}))
+        ratios, goal = speed_ups(rounds, op, comparison.peer), comparison.goals[op]
+        both = {"ours": ours, "peer": peer}
+        results.append(
+            Result("speed", op, comparison.peer, levers, statistics.median(ratios), goal, points, both, ratios)
+        )
     return results
 
 

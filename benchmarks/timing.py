@@ -99,19 +99,36 @@ def clock_for(device: torch.device) -> Clock:
 def time_interleaved(
     candidates: dict[str, Callable[[], object]], *, clock: Clock, samples: int = 7, budget: float = 20.0
 ) -> dict[str, Timing]:
-    """Time the candidates in turns until each has `samples` undisturbed samples or `budget` seconds have passed.
+    """Time the candidates in rounds, as `time_rounds`."""
+    rounds = time_rounds(candidates, clock=clock, samples=samples, budget=budget)
+    return {name: summarize([taken[name] for taken in rounds]) for name in candidates}
+
+
+def time_rounds(
+    candidates: dict[str, Callable[[], object]], *, clock: Clock, samples: int, budget: float
+) -> list[dict[str, Sample]]:
+    """One sample of each candidate a round, until each has `samples` undisturbed ones or `budget` seconds have passed.
 
     Every candidate is called once or twice before, to warm up, and gives at least one sample whatever the budget.
     """
     repeats = {name: _warm_up(run, clock) for name, run in candidates.items()}
-    taken: dict[str, list[Sample]] = {name: [] for name in candidates}
+    rounds: list[dict[str, Sample]] = []
     deadline = time.perf_counter() + budget
-    while _unfinished(taken, samples):
-        for name, run in candidates.items():
-            taken[name].append(clock.measure(run, repeats[name]))
+    while any(sum(not taken[name].disturbed for taken in rounds) < samples for name in candidates):
+        rounds.append({name: clock.measure(run, repeats[name]) for name, run in candidates.items()})
         if time.perf_counter() > deadline:
             break
-    return {name: summarize(found) for name, found in taken.items()}
+    return rounds
+
+
+def speed_ups(rounds: list[dict[str, Sample]], name: str, peer: str) -> list[float]:
+    """The peer's time over that of `name` in each round that disturbed neither; in all rounds if there is none.
+
+    Both samples of a round met the machine in one state. Their medians need not have: where it is fast for some
+    rounds and slow for others, they can come from different states. So compare by the median of these.
+    """
+    kept = [taken for taken in rounds if not (taken[name].disturbed or taken[peer].disturbed)]
+    return [taken[peer].seconds / taken[name].seconds for taken in kept or rounds]
 
 
 def summarize(samples: list[Sample]) -> Timing:
@@ -189,7 +206,3 @@ def _warm_up(run: Callable[[], object], clock: Clock) -> int:
             break
         before, seconds = seconds, clock.measure(run, 1).seconds
     return min(MAX_REPEATS, max(1, math.ceil(MIN_SECONDS / max(seconds, 1e-9))))
-
-
-def _unfinished(taken: dict[str, list[Sample]], samples: int) -> bool:
-    return any(sum(not sample.disturbed for sample in found) < samples for found in taken.values())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 
 import pytest
 import torch
@@ -239,8 +240,8 @@ def test_ops_are_measured_with_and_without_levers(tmp_path, capsys):
         switched = any(lever["on"] for lever in record["switched"].values())
         assert switched is record["levers"]
         if record["measure"] == "speed":
-            points = record["points"]
-            assert record["value"] == pytest.approx(points["peer"] / points["ours"])
+            assert record["value"] == statistics.median(record["ratios"]) > 0
+            assert record["points"] == {name: timing["median"] * 1e3 for name, timing in record["timings"].items()}
             assert record["met"] is (record["value"] >= record["goal"])
             assert record["timings"]["ours"]["count"] > 0
     shown = capsys.readouterr().out

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from subquad.benchmarks import timing
-from subquad.benchmarks.timing import CudaClock, HostClock, Sample, Timing, peak_bytes, summarize, time_interleaved
+from subquad.benchmarks.timing import (
+    CudaClock,
+    HostClock,
+    Sample,
+    Timing,
+    peak_bytes,
+    speed_ups,
+    summarize,
+    time_interleaved,
+)
 
 CPU = torch.device("cpu")
 
@@ -61,6 +70,14 @@ def test_budget_ends_a_hopeless_round():
     clock = ScriptedClock(a=[Sample(2.0, disturbed=True)])
     found = time_interleaved(candidates("a"), clock=clock, samples=5, budget=0.0)["a"]
     assert found == Timing(2.0, 2.0, 0, 1)
+
+
+def test_speed_ups_compare_within_undisturbed_rounds():
+    calm, noisy = Sample(9.0), Sample(9.0, disturbed=True)
+    rounds = [{"ours": Sample(5.0), "peer": Sample(10.0)}, {"ours": Sample(1.0), "peer": Sample(20.0)}]
+    disturbed = [{"ours": calm, "peer": noisy}, {"ours": noisy, "peer": calm}]
+    assert speed_ups(rounds + disturbed, "ours", "peer") == [2.0, 20.0]
+    assert speed_ups(disturbed, "ours", "peer") == [1.0, 1.0]
 
 
 def test_summary_uses_undisturbed_samples_if_there_are_any():
