@@ -35,8 +35,8 @@ def _allocate(
 class _Chunks(NamedTuple):
     """What the chunks of a block are before S is known; N chunks of c tokens.
 
-    beta (N, c, 1); reading, asking: q and k (N, c, k), which read S, q loaded times `reader`, with the scale; writing:
-    k, which writes into the next S.
+    beta (N, c, 1); reading, asking: q and k (N, c, k), which read S; writing: k, which writes into the next S. The
+    scale is in none of them: y is multiplied by it when it is stored, dy when it is loaded.
     inverted: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
     step: M. memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, likeness: weights of q
     and of k on the earlier k, lower and strictly lower.
@@ -44,7 +44,6 @@ class _Chunks(NamedTuple):
 
     beta: Tensor
     decay: Decay
-    reader: float | Tensor
     reading: Faded
     asking: Faded
     writing: Faded
@@ -61,9 +60,8 @@ class _Chunks(NamedTuple):
         return self.errors.baddbmm_(self.corrections, memory, alpha=-1)
 
 
-def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, scale: float, place: Place) -> _Chunks:
-    reader = decay.reader * scale
-    factors = ((beta[..., None], 1.0), (q, reader), (k, decay.reader), (v, 1.0))
+def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, place: Place) -> _Chunks:
+    factors = ((beta[..., None], 1.0), (q, decay.reader), (k, decay.reader), (v, 1.0))
     beta, queries, asks, v = (place.load(x, factor) for x, factor in factors)
     keys = asks  # unless decay is mild, k reads and writes as it is
     if decay.reader is not decay.writer:
@@ -81,7 +79,7 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, scale:
     decay.land(memories[1:])
     scores = decay.weights(reading, writing)
     return _Chunks(
-        beta, decay, reader, reading, asking, writing, inverted, errors, corrections, step, memories, scores, likeness
+        beta, decay, reading, asking, writing, inverted, errors, corrections, step, memories, scores, likeness
     )
 
 
@@ -100,12 +98,12 @@ def _forward(
         for place, decay in zip(places, load_decays(log_decay, places), strict=True):
             if place.index:
                 carries[place.index - 1][block] = carry.view_as(memory[block])
-            chunks = _prepare(q, k, v, beta, decay, scale, place)
+            chunks = _prepare(q, k, v, beta, decay, place)
             memories = walk(chunks.step, chunks.memories, carry, decay)
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             written = chunks.wrong(before).mul_(chunks.beta)
             result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, written)
-            place.store(y, result)
+            place.store(y, result, scale)
         memory[block] = carry.view_as(memory[block])
     return outputs
 
@@ -147,9 +145,9 @@ def _backward(
         for place, decay in zip(places, load_decays(log_decay, places), strict=True):
             carry = carries[place.index - 1] if place.index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            chunks = _prepare(q, k, v, beta, decay, scale, place)
-            dqueries, *found, dgates, dcarry = _chunks_backward(chunks, place.load(dy), carry, dcarry)
-            place.store(dq, dqueries, chunks.reader)
+            chunks = _prepare(q, k, v, beta, decay, place)
+            dqueries, *found, dgates, dcarry = _chunks_backward(chunks, place.load(dy, scale), carry, dcarry)
+            place.store(dq, dqueries, decay.reader)
             for x, dx in zip((dk, dv, dbeta[..., None]), found, strict=True):
                 place.store(x, dx)
             if dlog_decay is not None:

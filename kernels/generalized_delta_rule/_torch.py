@@ -36,15 +36,15 @@ def _allocate(
 class _Chunks(NamedTuple):
     """What the chunks of a block are before S is known; N chunks of c tokens.
 
-    v (N, c, v); reading: q (N, c, k), which reads S, loaded times `reader`, with the scale; asks: a, moved up by a
-    token, which reads it too; writing, adding: k and b, which write into the next S. inverted: U (N, c, c). told,
-    asked: U L V and U A~, so F = told + asked S. step: M. memories (n + 1, g, k, v): B, in the place of the memory
-    after the chunk. scores, echoes: weights of q on the k and b until it; heard, crossed: of asks, likewise.
+    v (N, c, v); reading: q (N, c, k), which reads S; asks: a, moved up by a token, which reads it too; writing,
+    adding: k and b, which write into the next S. The scale is in none of them: y is multiplied by it when it is
+    stored, dy when it is loaded. inverted: U (N, c, c). told, asked: U L V and U A~, so F = told + asked S. step: M.
+    memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, echoes: weights of q on the k
+    and b until it; heard, crossed: of asks, likewise.
     """
 
     v: Tensor
     decay: Decay
-    reader: float | Tensor
     reading: Faded
     asks: Faded
     writing: Faded
@@ -78,11 +78,8 @@ def _down(x: Tensor) -> Tensor:
     return moved
 
 
-def _prepare(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay, scale: float, place: Place
-) -> _Chunks:
-    reader = decay.reader * scale
-    factors = ((q, reader), (k, decay.writer), (v, 1.0), (a, 1.0), (b, decay.writer))
+def _prepare(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay, place: Place) -> _Chunks:
+    factors = ((q, decay.reader), (k, decay.writer), (v, 1.0), (a, 1.0), (b, decay.writer))
     q, k, v, a, b = (place.load(x, factor) for x, factor in factors)
     reading, asks = decay.reading(q), decay.reading(decay.as_read(_up(a)))
     writing, adding = decay.writing(k), decay.writing(b)
@@ -99,7 +96,7 @@ def _prepare(
     torch.bmm(writing.faded.mT, v, out=after).baddbmm_(adding.faded.mT, told)
     decay.land(memories[1:])
     return _Chunks(
-        v, decay, reader, reading, asks, writing, adding, inverted, told, asked, step, memories,
+        v, decay, reading, asks, writing, adding, inverted, told, asked, step, memories,
         scores, echoes, heard, crossed,
     )  # fmt: skip
 
@@ -119,12 +116,12 @@ def _forward(
         for place, decay in zip(places, load_decays(log_decay, places), strict=True):
             if place.index:
                 carries[place.index - 1][block] = carry.view_as(memory[block])
-            chunks = _prepare(q, k, v, a, b, decay, scale, place)
+            chunks = _prepare(q, k, v, a, b, decay, place)
             memories = walk(chunks.step, chunks.memories, carry, decay)
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, chunks.v)
             result.baddbmm_(chunks.echoes, chunks.answers(before))
-            place.store(y, result)
+            place.store(y, result, scale)
         memory[block] = carry.view_as(memory[block])
     return outputs
 
@@ -164,9 +161,9 @@ def _backward(
         for place, decay in zip(places, load_decays(log_decay, places), strict=True):
             carry = carries[place.index - 1] if place.index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            chunks = _prepare(q, k, v, a, b, decay, scale, place)
-            *found, dcarry = _chunks_backward(chunks, place.load(dy), carry, dcarry)
-            factors = (chunks.reader, chunks.decay.writer, 1.0, 1.0, chunks.decay.writer, 1.0)
+            chunks = _prepare(q, k, v, a, b, decay, place)
+            *found, dcarry = _chunks_backward(chunks, place.load(dy, scale), carry, dcarry)
+            factors = (decay.reader, decay.writer, 1.0, 1.0, decay.writer, 1.0)
             for x, dx, factor in zip(gradients, found, factors, strict=True):
                 place.store(x, dx, factor)
         dstate[block] = dcarry.view_as(dstate[block])

@@ -40,14 +40,14 @@ def _forward(
         for place, decay in zip(places, load_decays(log_decay, places), strict=True):
             if place.index:
                 carries[place.index - 1][block] = carry.view_as(memory[block])
-            queries, keys = place.load(q, decay.reader * scale), place.load(k, decay.writer)
+            queries, keys = place.load(q, decay.reader), place.load(k, decay.writer)
             values = place.load(v, column=1.0 if normalize else None)
             result, carry = _read_and_write(queries, keys, values, carry, decay)
             if normalize:
-                weights = result[..., -1:] + EPS
+                weights = result[..., -1:] * scale + EPS
                 place.store(den[..., None], weights)
                 result = result[..., :-1] / weights
-            place.store(y, result)
+            place.store(y, result, scale)
         memory[block] = carry.view_as(memory[block])
     return outputs
 
@@ -134,16 +134,15 @@ def _backward(
         for place, decay in zip(places, load_decays(log_decay, places), strict=True):
             carry = carries[place.index - 1] if place.index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            reader = decay.reader * scale
-            queries, keys = place.load(q, reader), place.load(k, decay.writer)
+            queries, keys = place.load(q, decay.reader), place.load(k, decay.writer)
             values = place.load(v, column=1.0 if normalize else None)
-            dresult = place.load(dy, column=0.0 if normalize else None)
+            dresult = place.load(dy, scale, column=0.0 if normalize else None)
             if normalize:
                 _through_division(dresult, place.load(y), place.load(den[..., None]))
             dqueries, dkeys, dvalues, dgates, dcarry = _read_and_write_backward(
                 queries, keys, values, dresult, carry, dcarry, decay
             )
-            place.store(dq, dqueries, reader)
+            place.store(dq, dqueries, decay.reader)
             place.store(dk, dkeys, decay.writer)
             place.store(dv, dvalues[..., : v.shape[-1]])
             if dlog_decay is not None:
@@ -153,7 +152,10 @@ def _backward(
 
 
 def _through_division(dresult: Tensor, y: Tensor, weights: Tensor) -> None:
-    """y = num / den: turn dy, in all columns but the last, into the gradients of num and, in the last, of den."""
+    """y = num / den: turn dy, in all columns but the last, into the gradients of num and, in the last, of den.
+
+    What num and den have in common as a factor, the scale, is in dy.
+    """
     dresult[..., -1] = -(dresult[..., :-1] * y).sum(-1)
     dresult.div_(weights).masked_fill_(weights == 0, 0)  # padding reads nothing
 
