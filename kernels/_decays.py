@@ -14,8 +14,9 @@ Each has these members; without decay (NoDecay) factors are 1 and operands stay 
                        gradient is stored: 1 where decay is steep, whose operands are needed without it, too
     reading, writing   such an operand as `Faded`
     weights            of a reader on the writers until it in the chunk, (N, c, c), lower triangular
-    enter, land        turn a memory (g, k, v) into what the first chunk reads of it, and what each chunk writes
-                       (n, g, k, v) into what the next one reads, in place; gradients go the same way
+    enter              write what the first chunk reads of a memory (g, k, v) to `out`, which may be the memory
+    land               turn what each chunk writes (n, g, k, v) into what the next one reads, in place. The gradients
+                       of both go the same way
     total              (n, g, 1 or k, 1) factor of a memory taken to the next chunk
     as_read            an operand, or its gradient, that was loaded without `reader`, in place
     at_entry           an operand (N, k) that reads the memory before the chunk has faded at all
@@ -65,8 +66,8 @@ class NoDecay:
     def weights(self, reader: Faded, writer: Faded, diagonal: int = 0) -> Tensor:
         return torch.bmm(reader.faded, writer.faded.mT).tril_(diagonal)
 
-    def enter(self, memory: Tensor) -> Tensor:
-        return memory
+    def enter(self, memory: Tensor, out: Tensor) -> Tensor:
+        return out if out is memory else out.copy_(memory)
 
     def land(self, written: Tensor) -> Tensor:
         return written
@@ -107,8 +108,8 @@ class MildDecay(NoDecay):
         self.to_middle, self.total = factors[:, :, -2, :, None], factors[:, :, -1, :, None]
         self.total[:-1].mul_(self.to_middle[1:])
 
-    def enter(self, memory: Tensor) -> Tensor:
-        return memory.mul_(self.to_middle[0])
+    def enter(self, memory: Tensor, out: Tensor) -> Tensor:
+        return torch.mul(memory, self.to_middle[0], out=out)
 
     def land(self, written: Tensor) -> Tensor:
         return written.mul_(self.total)
@@ -130,8 +131,9 @@ class MildDecay(NoDecay):
         for writer, dwriter in writers:
             flow.addcmul_(writer.faded, dwriter, value=-1)
         # What is read of this chunk by later ones; `total` is in the memory and in its gradient, and counts once.
-        leaving = memories[1:].mul_(dmemories[1:]).sum(-1).div_(self.total[..., 0]).flatten(0, 1)[:, None]
-        return sums_from(_shared(flow, self.reader)).add_(_shared(leaving, self.reader))
+        shared = (-2, -1) if self.reader.shape[-1] == 1 else -1
+        leaving = memories[1:].mul_(dmemories[1:]).sum(shared).view(self.total.shape[:3]).div_(self.total[..., 0])
+        return sums_from(_shared(flow, self.reader)).add_(leaving.flatten(0, 1)[:, None])
 
 
 def _products(operands: Operands) -> Tensor:

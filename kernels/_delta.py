@@ -28,8 +28,7 @@ def walk(step: Tensor, memories: Tensor, carry: Tensor, decay: Decay) -> Tensor:
     memory after it; carry: (g, k, v) the memory before the first.
     """
     step = step.unflatten(0, (-1, len(carry)))
-    memories[0] = carry
-    decay.enter(memories[0])
+    decay.enter(carry, out=memories[0])
     for i in range(len(step)):
         memories[i + 1].baddbmm_(step[i], memories[i])
     return memories

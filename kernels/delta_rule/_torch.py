@@ -171,7 +171,9 @@ def _chunks_backward(
     weighed = dwritten * beta
     torch.bmm(chunks.reading.faded.mT, dy, out=dbefore).baddbmm_(chunks.corrections.mT, weighed, alpha=-1)
     walk_back(chunks.step, dmemories, dcarry)
-    dafter, dcarry = decay.land(dmemories[1:]).flatten(0, 1), decay.enter(dmemories[0])
+    dafter = decay.land(dmemories[1:]).flatten(0, 1)
+    dcarry = dmemories[0]
+    decay.enter(dcarry, out=dcarry)
 
     dwritten.baddbmm_(chunks.writing.faded, dafter)
     dv = torch.bmm(chunks.inverted.mT, torch.mul(dwritten, beta, out=weighed))

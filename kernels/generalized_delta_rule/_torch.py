@@ -189,7 +189,9 @@ def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor)
     dmemories, _, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)
     torch.bmm(chunks.reading.faded.mT, dy, out=dbefore).baddbmm_(chunks.asked.mT, danswers)
     walk_back(chunks.step, dmemories, dcarry)
-    dafter, dcarry = decay.land(dmemories[1:]).flatten(0, 1), decay.enter(dmemories[0])
+    dafter = decay.land(dmemories[1:]).flatten(0, 1)
+    dcarry = dmemories[0]
+    decay.enter(dcarry, out=dcarry)
 
     danswers.baddbmm_(chunks.adding.faded, dafter)
     dtold = torch.bmm(chunks.inverted.mT, danswers)  # of A~ S + L V

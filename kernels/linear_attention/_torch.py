@@ -64,8 +64,7 @@ def _memories(carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -> Tensor
     """(n + 1, g, k, m): the memory as each chunk reads it, and after the last."""
     n = len(v) // len(carry)
     memory = carry.new_empty(n + 1, *carry.shape)
-    memory[0] = carry
-    decay.enter(memory[0])
+    decay.enter(carry, out=memory[0])
     torch.bmm(writing.mT, v, out=memory[1:].flatten(0, 1))
     decay.land(memory[1:])
     _add_in_turn(memory.unbind(), _totals(n, decay))
@@ -171,7 +170,8 @@ def _read_and_write_backward(
     weights, dweights = decay.weights(reading, writing), torch.bmm(dy, v.mT).tril_()
     dv = torch.bmm(writing.faded, dafter).baddbmm_(weights.mT, dy)
     dq, dk = torch.bmm(dy, before.mT), torch.bmm(v, dafter.mT)
-    dcarry = decay.enter(dmemories[0])
+    dcarry = dmemories[0]
+    decay.enter(dcarry, out=dcarry)
     dlog_decay = decay.backward([(reading, dq)], [(writing, dk)], [[(weights, dweights)]], memories, dmemories)
     return dq, dk, dv, dlog_decay, dcarry
 
