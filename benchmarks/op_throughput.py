@@ -17,7 +17,7 @@ from rich.table import Table
 from subquad.kernels.levers import Levers, cpu_levers, matmul_lever
 
 from .op_rows import COMPARISONS, MEMORY_GOAL, SLOPE_GOALS, SUBQUADRATIC, Comparison, Sizes
-from .timing import Clock, Timing, clock_for, peak_bytes, speed_ups, summarize, time_interleaved, time_rounds
+from .timing import Clock, Timing, clock_for, peak_bytes, speed_ups, summarize_rounds, time_interleaved, time_rounds
 
 MEASURES = ("speed", "length", "memory")
 OPS = tuple(dict.fromkeys(op for comparison in COMPARISONS for op in comparison.goals))
@@ -95,7 +95,7 @@ def compare(comparison: Comparison, ops: list[str], sizes: Sizes, device: torch.
     runs = {name: comparison.make[name](sizes, device) for name in (comparison.peer, *ops)}
     with matmul_lever(False) if comparison.few_rows else nullcontext():
         rounds = time_rounds(runs, clock=clock_for(device), samples=ROUNDS, budget=COMPARISON_SECONDS)
-    timings = {name: summarize([taken[name] for taken in rounds]) for name in runs}
+    timings = summarize_rounds(rounds)
     peer = timings[comparison.peer]
     results = []
     for op in ops:

@@ -100,8 +100,7 @@ def time_interleaved(
     candidates: dict[str, Callable[[], object]], *, clock: Clock, samples: int = 7, budget: float = 20.0
 ) -> dict[str, Timing]:
     """Time the candidates in rounds, as `time_rounds`."""
-    rounds = time_rounds(candidates, clock=clock, samples=samples, budget=budget)
-    return {name: summarize([taken[name] for taken in rounds]) for name in candidates}
+    return summarize_rounds(time_rounds(candidates, clock=clock, samples=samples, budget=budget))
 
 
 def time_rounds(
@@ -129,6 +128,10 @@ def speed_ups(rounds: list[dict[str, Sample]], name: str, peer: str) -> list[flo
     """
     kept = [taken for taken in rounds if not (taken[name].disturbed or taken[peer].disturbed)]
     return [taken[peer].seconds / taken[name].seconds for taken in kept or rounds]
+
+
+def summarize_rounds(rounds: list[dict[str, Sample]]) -> dict[str, Timing]:
+    return {name: summarize([taken[name] for taken in rounds]) for name in rounds[0]}
 
 
 def summarize(samples: list[Sample]) -> Timing:
