@@ -30,6 +30,18 @@ def new_outputs(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, columns: int = 
     return [q.new_empty(b, t, h, v.shape[-1]), q.new_empty(**memory), q.new_empty(**carries)]
 
 
+def new_weights(q: Tensor) -> Tensor:
+    """Unwritten (n, b, h, c, c): a number for each pair of tokens of each chunk of c, to be kept."""
+    b, t, h, _ = q.shape
+    chunk = chunk_length(t)
+    return q.new_empty(-(-t // chunk), b, h, chunk, chunk, dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+def chunk_length(t: int) -> int:
+    """CHUNK, or the next power of two for a shorter t."""
+    return CHUNK if t > CHUNK // 2 else 1 << (int(t) - 1).bit_length()
+
+
 def blocks(b: int, t: int, h: int, key: int, value: int) -> Iterator[Block]:
     """Heads first, then sequences, until the widest tensor of a block (operands, weights, memories) is full."""
     tokens = min(t, SEGMENT)
@@ -93,6 +105,18 @@ class Place(NamedTuple):
         if not whole:
             part.copy_(out[:, :tokens])
 
+    def keep(self, x: Tensor, weights: Tensor) -> None:
+        """Write (N, chunk, chunk) to its place among those of `new_weights`."""
+        place = self._kept(x)
+        place.copy_(weights.view(place.shape))
+
+    def kept(self, x: Tensor) -> Tensor:
+        """What was written there, (N, chunk, chunk); not to be changed."""
+        return self._kept(x).flatten(0, 2)
+
+    def _kept(self, x: Tensor) -> Tensor:
+        return x[self.chunks, self.block.batch, self.block.heads]
+
     def _in_chunks(self, x: Tensor) -> Tensor:
         """View (rows, n * chunk tokens, heads, width) as (n, rows, heads, chunk, width)."""
         rows, _, heads, width = x.shape
@@ -100,8 +124,8 @@ class Place(NamedTuple):
 
 
 def segments(block: Block, t: int, dtype: torch.dtype) -> list[Place]:
-    """A block's places in time: SEGMENT tokens each, in chunks of CHUNK or the next power of two for a shorter t."""
-    chunk = min(CHUNK, 1 << (t - 1).bit_length())
+    """A block's places in time: SEGMENT tokens each."""
+    chunk = chunk_length(t)
     spans = [slice(start, min(t, start + SEGMENT)) for start in range(0, t, SEGMENT)]
     return [Place(block, index, span, chunk, dtype) for index, span in enumerate(spans)]
 

@@ -17,10 +17,10 @@ Each has these members; without decay (NoDecay) factors are 1 and operands stay 
     enter              write what the first chunk reads of a memory (g, k, v) to `out`, which may be the memory
     land               turn what each chunk writes (n, g, k, v) into what the next one reads, in place. The gradients
                        of both go the same way
-    total              (n, g, 1 or k, 1) factor of a memory taken to the next chunk
-    as_read            an operand, or its gradient, that was loaded without `reader`, in place
+    landing            an operand that writes, as the next chunk reads what it writes
+    total              (n, g, 1 or k, 1) factor of a memory taken to the next chunk; totals: that of each of n chunks
+    as_read, as_written    an operand, or its gradient, that lacks `reader` or `writer`, in place
     at_entry           an operand (N, k) that reads the memory before the chunk has faded at all
-    joined             the gradient of an operand that reads and writes, from those of what was loaded, in place
     backward           from gradients of what is faded to those of what was loaded and of log_decay
 
 The gradient of log_decay_t sums reader_i writer_j dweight_ij over the pairs that straddle t, j < t <= i. They are
@@ -72,14 +72,20 @@ class NoDecay:
     def land(self, written: Tensor) -> Tensor:
         return written
 
+    def landing(self, writing: Tensor) -> Tensor:
+        return writing
+
+    def totals(self, n: int) -> Sequence[Tensor | None]:
+        return [None] * n if self.total is None else self.total.unbind()
+
     def as_read(self, x: Tensor) -> Tensor:
+        return x
+
+    def as_written(self, x: Tensor) -> Tensor:
         return x
 
     def at_entry(self, x: Tensor) -> Tensor:
         return x
-
-    def joined(self, dreading: Tensor, dwriting: Tensor) -> Tensor:
-        return dwriting.add_(dreading)
 
     def backward(
         self, readers: Operands, writers: Operands, pairs: list[list[Pairs]], memories: Tensor, dmemories: Tensor
@@ -114,14 +120,17 @@ class MildDecay(NoDecay):
     def land(self, written: Tensor) -> Tensor:
         return written.mul_(self.total)
 
+    def landing(self, writing: Tensor) -> Tensor:
+        return writing * self.total.flatten(0, 1).mT
+
     def as_read(self, x: Tensor) -> Tensor:
         return x.mul_(self.reader)
 
+    def as_written(self, x: Tensor) -> Tensor:
+        return x.mul_(self.writer)
+
     def at_entry(self, x: Tensor) -> Tensor:
         return x / self.to_middle.flatten(0, 1).squeeze(-1)
-
-    def joined(self, dreading: Tensor, dwriting: Tensor) -> Tensor:
-        return dwriting.mul_(self.writer).addcmul_(dreading, self.reader)
 
     def backward(
         self, readers: Operands, writers: Operands, pairs: list[list[Pairs]], memories: Tensor, dmemories: Tensor
@@ -134,6 +143,11 @@ class MildDecay(NoDecay):
         shared = (-2, -1) if self.reader.shape[-1] == 1 else -1
         leaving = memories[1:].mul_(dmemories[1:]).sum(shared).view(self.total.shape[:3]).div_(self.total[..., 0])
         return sums_from(_shared(flow, self.reader)).add_(leaving.flatten(0, 1)[:, None])
+
+
+def pass_on(before: Tensor, after: Tensor, total: Tensor | None) -> Tensor:
+    """Add to one memory what is left of the one before it: all of it, or `total`."""
+    return after.add_(before) if total is None else after.addcmul_(before, total)
 
 
 def _products(operands: Operands) -> Tensor:
@@ -232,10 +246,10 @@ class SteepChannelDecay(SteepDecay):
         queries, keys = self._leaves(q, k)
         weights = q.new_zeros(num, c, c)
         leaves = torch.bmm(queries, keys.mT).tril_(diagonal)
-        _diagonal_blocks(weights, self.leaf).copy_(leaves.unflatten(0, (num, -1)))
+        diagonal_blocks(weights, self.leaf).copy_(leaves.unflatten(0, (num, -1)))
         for half, query, key in self.levels:
             late, early = _second(q, half) * query, _first(k, half) * key
-            below = _diagonal_blocks(weights, 2 * half)[:, :, half:, :half]
+            below = diagonal_blocks(weights, 2 * half)[:, :, half:, :half]
             below.copy_(torch.bmm(late, early.mT).unflatten(0, (num, -1)))
         return weights
 
@@ -245,13 +259,13 @@ class SteepChannelDecay(SteepDecay):
         own = dweights.diagonal(dim1=1, dim2=2)[..., None]  # a token's own pair does not fade
         dq.addcmul_(own, k)
         dk.addcmul_(own, q)
-        near = _diagonal_blocks(dweights, self.leaf).reshape(-1, self.leaf, self.leaf).tril_(-1)
+        near = diagonal_blocks(dweights, self.leaf).reshape(-1, self.leaf, self.leaf).tril_(-1)
         queries, keys = self._leaves(q, k)
         dq_chunk = torch.bmm(near, keys).view_as(q).mul_(self.leaf_query)
         dk_chunk = torch.bmm(near.mT, queries).view_as(k).mul_(self.leaf_key)
         for half, query, key in self.levels:
             late, early = _second(q, half) * query, _first(k, half) * key
-            far = _diagonal_blocks(dweights, 2 * half)[:, :, half:, :half].flatten(0, 1)
+            far = diagonal_blocks(dweights, 2 * half)[:, :, half:, :half].flatten(0, 1)
             _second(dq_chunk, half).addcmul_(torch.bmm(far, early), query)
             _first(dk_chunk, half).addcmul_(torch.bmm(far.mT, late), key)
         dq += dq_chunk
@@ -342,7 +356,7 @@ def _second(x: Tensor, half: int) -> Tensor:
     return x.unflatten(1, (-1, 2, half))[:, :, 1].flatten(0, 1)
 
 
-def _diagonal_blocks(pairs: Tensor, size: int) -> Tensor:
+def diagonal_blocks(pairs: Tensor, size: int) -> Tensor:
     """View (num, c / size, size, size) of the square blocks on the diagonal of (num, c, c)."""
     num, c, _ = pairs.shape
     return pairs.as_strided((num, c // size, size, size), (c * c, (c + 1) * size, c, 1), pairs.storage_offset())

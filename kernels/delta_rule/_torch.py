@@ -1,14 +1,14 @@
 """delta_rule in PyTorch: chunks of tokens as matrix products, the memory carried from chunk to chunk.
 
-In a chunk that begins with the memory S, what is wrong under the key of token i is
+In a chunk that begins with the memory S, token i writes under its key
 
-    E_i = v_i - k_i fade_i S - sum_{j < i} weight_ij beta_j E_j        weight_ij = k_i fade_ij k_j
+    F_i = beta_i (v_i - k_i fade_i S - sum_{j < i} weight_ij F_j)        weight_ij = k_i fade_ij k_j
 
-So E = U (V - K~ S), where U inverts a unit lower triangular matrix, and token j writes beta_j E_j: the rest is linear
-attention with these values. Everything but the walk of S is formed for all chunks of a block at once; a step of the
-walk is one product, S' = M S + B. beta is never divided by, so it may be zero.
+So F = U (V + A S), where the rows of V are beta_i v_i, those of A are -beta_i k_i fade_i, and U inverts a unit lower
+triangular matrix; the rest is linear attention with F as its values. beta is multiplied into k and v where they are
+loaded, and never divided by, so it may be zero.
 
-The backward pass keeps the memory at the start of every segment of time and forms everything else again.
+The backward pass keeps U and the memory at the start of every segment of time, and forms everything else again.
 """
 
 from typing import NamedTuple
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import Place, blocks, new_outputs, segments
+from .._blocks import Place, blocks, new_outputs, new_weights, segments
 from .._decays import Decay, Faded, load_decays
-from .._delta import inverse, room_for_walk, walk, walk_back
+from .._delta import inverse, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
 
@@ -28,59 +28,43 @@ def _allocate(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float,
 ) -> list[Tensor]:  # fmt: skip
-    """y, the memory after the last token, the memory before each segment but the first."""
-    return new_outputs(q, v, cu_seqlens)
+    """y, the memory after the last token, the memory before each segment but the first, U."""
+    return [*new_outputs(q, v, cu_seqlens), new_weights(q)]
 
 
 class _Chunks(NamedTuple):
-    """What the chunks of a block are before S is known; N chunks of c tokens.
+    """What is known of the N chunks of c tokens of a block without their memories.
 
-    beta (N, c, 1); reading, asking: q and k (N, c, k), which read S; writing: k, which writes into the next S. The
-    scale is in none of them: y is multiplied by it when it is stored, dy when it is loaded.
-    inverted: U (N, c, c). errors, corrections: U V and U K~, so that E = errors - corrections S.
-    step: M. memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, likeness: weights of q
-    and of k on the earlier k, lower and strictly lower.
+    share: beta (N, c, 1). reading, asking: q and -beta k (N, c, k), which read S; writing: k, which writes into the
+    next S. The scale is in none of them: y is multiplied by it when it is stored, dy when it is loaded. scores,
+    crossed: weights of reading and of asking on writing, lower and strictly lower triangular.
     """
 
-    beta: Tensor
-    decay: Decay
+    share: Tensor
     reading: Faded
     asking: Faded
     writing: Faded
-    inverted: Tensor
-    errors: Tensor
-    corrections: Tensor
-    step: Tensor
-    memories: Tensor
     scores: Tensor
-    likeness: Tensor
-
-    def wrong(self, memory: Tensor) -> Tensor:
-        """E, from the memories before the chunks. Uses up `errors`."""
-        return self.errors.baddbmm_(self.corrections, memory, alpha=-1)
+    crossed: Tensor
 
 
-def _prepare(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Decay, place: Place) -> _Chunks:
-    factors = ((beta[..., None], 1.0), (q, decay.reader), (k, decay.reader), (v, 1.0))
-    beta, queries, asks, v = (place.load(x, factor) for x, factor in factors)
-    keys = asks  # unless decay is mild, k reads and writes as it is
-    if decay.reader is not decay.writer:
-        keys = place.load(k, decay.writer)
+def _prepare(q: Tensor, k: Tensor, beta: Tensor, decay: Decay, place: Place) -> _Chunks:
+    share = place.load(beta[..., None])
+    factors = ((q, decay.reader), (k, -share * decay.reader), (k, decay.writer))
+    queries, asks, keys = (place.load(x, factor) for x, factor in factors)
     reading, asking, writing = decay.reading(queries), decay.reading(asks), decay.writing(keys)
-    likeness = decay.weights(asking, writing, diagonal=-1)
-    inverted = inverse(likeness * beta.mT)
-    errors, corrections = torch.bmm(inverted, v), torch.bmm(inverted, asking.faded)
-    weighed = (writing.faded * beta).mT
-    step = torch.bmm(weighed, corrections).neg_()
-    decay.land(step.unflatten(0, place.counts))
-    step.diagonal(dim1=1, dim2=2).add_(1.0 if decay.total is None else decay.total.flatten(0, 1)[..., 0])
-    memories, after, _ = room_for_walk(place.counts, k.shape[-1], v.shape[-1], v)
-    torch.bmm(weighed, errors, out=after)
-    decay.land(memories[1:])
-    scores = decay.weights(reading, writing)
-    return _Chunks(
-        beta, decay, reading, asking, writing, inverted, errors, corrections, step, memories, scores, likeness
-    )
+    scores, crossed = decay.weights(reading, writing), decay.weights(asking, writing, diagonal=-1)
+    return _Chunks(share, reading, asking, writing, scores, crossed)
+
+
+def _walk(
+    chunks: _Chunks, values: Tensor, inverted: Tensor, carry: Tensor, decay: Decay
+) -> tuple[Tensor, Tensor, Tensor]:
+    """F, which uses up the values; memories (n + 1, g, k, v); keys as the next chunk reads them."""
+    memories = carry.new_zeros(len(values) // len(carry) + 1, *carry.shape)
+    decay.enter(carry, out=memories[0])
+    landing = decay.landing(chunks.writing.faded)
+    return walk(memories, decay, chunks.asking.faded, inverted, values, landing), memories, landing
 
 
 def _forward(
@@ -89,7 +73,7 @@ def _forward(
     if q.shape[1] == 1:
         return _step(q, k, v, beta, log_decay, state, scale)
     outputs = _allocate(q, k, v, beta, log_decay, state, None, scale)
-    y, memory, carries = outputs
+    y, memory, carries, solved = outputs
     b, t, h, width = q.shape
     memory.zero_() if state is None else memory.copy_(state)
     for block in blocks(b, t, h, width, v.shape[-1]):
@@ -98,12 +82,12 @@ def _forward(
         for place, decay in zip(places, load_decays(log_decay, places), strict=True):
             if place.index:
                 carries[place.index - 1][block] = carry.view_as(memory[block])
-            chunks = _prepare(q, k, v, beta, decay, place)
-            memories = walk(chunks.step, chunks.memories, carry, decay)
+            chunks = _prepare(q, k, beta, decay, place)
+            inverted = inverse(chunks.crossed)
+            place.keep(solved, inverted)
+            written, memories, _ = _walk(chunks, place.load(v, chunks.share), inverted, carry, decay)
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
-            written = chunks.wrong(before).mul_(chunks.beta)
-            result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, written)
-            place.store(y, result, scale)
+            place.store(y, torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, written), scale)
         memory[block] = carry.view_as(memory[block])
     return outputs
 
@@ -125,14 +109,14 @@ def _step(
         memory = torch.baddbmm(memory, key.mT, torch.baddbmm(value, key, memory, alpha=-1).mul_(share))
     y = torch.bmm(query, memory).mul_(scale).view(b, 1, h, -1)
     memory = memory.view(b, h, width, -1)
-    return [y.to(q.dtype), memory, y.new_empty(0, *memory.shape)]
+    return [y.to(q.dtype), memory, y.new_empty(0, *memory.shape), memory.new_ones(1, b, h, 1, 1)]
 
 
 def _backward(
     grads: list[Tensor | None], kept: list[Tensor],
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, scale: float,
 ) -> list[Tensor | None]:  # fmt: skip
-    y, memory, carries = kept
+    y, memory, carries, solved = kept
     dy = torch.zeros_like(y) if grads[0] is None else grads[0]
     dstate = torch.zeros_like(memory) if grads[1] is None else grads[1].clone()
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
@@ -145,11 +129,13 @@ def _backward(
         for place, decay in zip(places, load_decays(log_decay, places), strict=True):
             carry = carries[place.index - 1] if place.index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
-            chunks = _prepare(q, k, v, beta, decay, place)
-            dqueries, *found, dgates, dcarry = _chunks_backward(chunks, place.load(dy, scale), carry, dcarry)
+            chunks = _prepare(q, k, beta, decay, place)
+            dqueries, *found, dgates, dcarry = _chunks_backward(
+                chunks, place.load(v), place.kept(solved), place.load(dy, scale), carry, dcarry, decay
+            )
             place.store(dq, dqueries, decay.reader)
-            for x, dx in zip((dk, dv, dbeta[..., None]), found, strict=True):
-                place.store(x, dx)
+            for x, dx, factor in zip((dk, dv, dbeta[..., None]), found, (1.0, chunks.share, 1.0), strict=True):
+                place.store(x, dx, factor)
             if dlog_decay is not None:
                 place.store(dlog_decay if dlog_decay.ndim == 4 else dlog_decay[..., None], dgates)
         dstate[block] = dcarry.view_as(dstate[block])
@@ -157,36 +143,34 @@ def _backward(
 
 
 def _chunks_backward(
-    chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor
+    chunks: _Chunks, v: Tensor, inverted: Tensor, dy: Tensor, carry: Tensor, dcarry: Tensor, decay: Decay
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """Gradients of one block: of q as it was loaded, dk, dv, dbeta, dlog_decay, and that of the memory before it.
+    """Gradients of one block: of q as it was loaded, of k, of beta v, of beta, of log_decay, and of the memory before.
 
-    The memory has two readers, q with the gradient dy and k with -dv, and one writer, k with the values beta E.
+    The memory has two readers, q with the gradient dy and -beta k with that of beta v, and one writer, k with F.
     """
-    decay, beta = chunks.decay, chunks.beta
-    memories = walk(chunks.step, chunks.memories, carry, decay)
+    share, reading, asking, writing, scores, crossed = chunks
+    written, memories, landing = _walk(chunks, v * share, inverted, carry, decay)
     before = memories[:-1].flatten(0, 1)
-    dwritten = torch.bmm(chunks.scores.mT, dy)
-    dmemories, _, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)
-    weighed = dwritten * beta
-    torch.bmm(chunks.reading.faded.mT, dy, out=dbefore).baddbmm_(chunks.corrections.mT, weighed, alpha=-1)
-    walk_back(chunks.step, dmemories, dcarry)
+    dmemories = torch.empty_like(memories)
+    dmemories[-1] = dcarry
+    torch.bmm(reading.faded.mT, dy, out=dmemories[:-1].flatten(0, 1))
+    dvalues = walk_back(dmemories, decay, asking.faded, inverted, torch.bmm(scores.mT, dy), landing)
     dafter = decay.land(dmemories[1:]).flatten(0, 1)
     dcarry = dmemories[0]
     decay.enter(dcarry, out=dcarry)
 
-    dwritten.baddbmm_(chunks.writing.faded, dafter)
-    dv = torch.bmm(chunks.inverted.mT, torch.mul(dwritten, beta, out=weighed))
-    errors = chunks.wrong(before)
-    written = errors * beta
-    dbeta = errors.mul_(dwritten.baddbmm_(chunks.likeness.mT, dv, alpha=-1)).sum(-1, keepdim=True)
-    dq, dasked, dk = torch.bmm(dy, before.mT), torch.bmm(dv, before.mT).neg_(), torch.bmm(written, dafter.mT)
-    dscores, dlikeness = torch.bmm(dy, written.mT).tril_(), torch.bmm(dv, written.mT).neg_().tril_(-1)
+    dq, dasked, dk = torch.bmm(dy, before.mT), torch.bmm(dvalues, before.mT), torch.bmm(written, dafter.mT)
+    dscores, dcrossed = torch.bmm(dy, written.mT).tril_(), torch.bmm(dvalues, written.mT).tril_(-1)
     dlog_decay = decay.backward(
-        [(chunks.reading, dq), (chunks.asking, dasked)], [(chunks.writing, dk)],
-        [[(chunks.scores, dscores)], [(chunks.likeness, dlikeness)]], memories, dmemories,
+        [(reading, dq), (asking, dasked)], [(writing, dk)],
+        [[(scores, dscores)], [(crossed, dcrossed)]], memories, dmemories,
     )  # fmt: skip
-    return dq, decay.joined(dasked, dk), dv, dbeta, dlog_decay, dcarry
+    dasked = decay.as_read(dasked)
+    dk = decay.as_written(dk).addcmul_(dasked, share, value=-1)
+    dbeta = v.mul_(dvalues).sum(-1, keepdim=True)
+    dbeta -= decay.as_read(writing.plain).mul_(dasked).sum(-1, keepdim=True)
+    return dq, dk, dvalues, dbeta, dlog_decay, dcarry
 
 
 _run = differentiable(

@@ -4,12 +4,11 @@ In a chunk that begins with the memory S, the answer to token i is
 
     F_i = a_i fade_{i-1} S + sum_{j < i} (a_i fade_{i-1,j} b_j) F_j + sum_{j < i} (a_i fade_{i-1,j} k_j) v_j
 
-So F = U (A~ S + L V), where U inverts a unit lower triangular matrix, and the rest is linear attention that writes v
+So F = U (L V + A S), where U inverts a unit lower triangular matrix, and the rest is linear attention that writes v
 under k and F under b. What is asked by token i fades as what is read by token i - 1: so asks are moved up by a token,
-their weights are formed as a query's, and moved down again. Everything but the walk of S is formed for all chunks of a
-block at once; a step of the walk is one product, S' = M S + B.
+their weights are formed as a query's, and moved down again.
 
-The backward pass keeps the memory at the start of every segment of time and forms everything else again.
+The backward pass keeps U and the memory at the start of every segment of time, and forms everything else again.
 """
 
 from typing import NamedTuple
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .._autograd import differentiable
-from .._blocks import Place, blocks, new_outputs, segments
+from .._blocks import Place, blocks, new_outputs, new_weights, segments
 from .._decays import Decay, Faded, load_decays
-from .._delta import inverse, room_for_walk, walk, walk_back
+from .._delta import inverse, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
 
@@ -29,39 +28,29 @@ def _allocate(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float,
 ) -> list[Tensor]:  # fmt: skip
-    """y, the memory after the last token, the memory before each segment but the first."""
-    return new_outputs(q, v, cu_seqlens)
+    """y, the memory after the last token, the memory before each segment but the first, U."""
+    return [*new_outputs(q, v, cu_seqlens), new_weights(q)]
 
 
 class _Chunks(NamedTuple):
-    """What the chunks of a block are before S is known; N chunks of c tokens.
+    """What is known of the N chunks of c tokens of a block without their memories.
 
-    v (N, c, v); reading: q (N, c, k), which reads S; asks: a, moved up by a token, which reads it too; writing,
-    adding: k and b, which write into the next S. The scale is in none of them: y is multiplied by it when it is
-    stored, dy when it is loaded. inverted: U (N, c, c). told, asked: U L V and U A~, so F = told + asked S. step: M.
-    memories (n + 1, g, k, v): B, in the place of the memory after the chunk. scores, echoes: weights of q on the k
-    and b until it; heard, crossed: of asks, likewise.
+    v (N, c, v); reading: q (N, c, k), which reads S; asks: a, moved up by a token, which reads it too, and asking,
+    where it belongs; writing, adding: k and b, which write into the next S. The scale is in none of them: y is
+    multiplied by it when it is stored, dy when it is loaded. scores, echoes: weights of q on the k and b until it;
+    heard, crossed: of asks, likewise.
     """
 
     v: Tensor
-    decay: Decay
     reading: Faded
     asks: Faded
+    asking: Tensor
     writing: Faded
     adding: Faded
-    inverted: Tensor
-    told: Tensor
-    asked: Tensor
-    step: Tensor
-    memories: Tensor
     scores: Tensor
     echoes: Tensor
     heard: Tensor
     crossed: Tensor
-
-    def answers(self, memory: Tensor) -> Tensor:
-        """F, from the memories before the chunks. Uses up `told`."""
-        return self.told.baddbmm_(self.asked, memory)
 
 
 def _up(x: Tensor) -> Tensor:
@@ -86,19 +75,18 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, decay: Decay
     scores, echoes = decay.weights(reading, writing), decay.weights(reading, adding)
     heard, crossed = decay.weights(asks, writing), decay.weights(asks, adding)
     asking = _down(asks.faded)
-    asking[:, 0] = decay.at_entry(a[:, 0])
-    inverted = inverse(_down(crossed).neg_())
-    told, asked = torch.bmm(inverted, torch.bmm(_down(heard), v)), torch.bmm(inverted, asking)
-    step = torch.bmm(adding.faded.mT, asked)
-    decay.land(step.unflatten(0, place.counts))
-    step.diagonal(dim1=1, dim2=2).add_(decay.total.flatten(0, 1)[..., 0])
-    memories, after, _ = room_for_walk(place.counts, k.shape[-1], v.shape[-1], v)
-    torch.bmm(writing.faded.mT, v, out=after).baddbmm_(adding.faded.mT, told)
+    asking[:, 0] = decay.at_entry(a[:, 0])  # the first token asks before anything has faded
+    return _Chunks(v, reading, asks, asking, writing, adding, scores, echoes, heard, crossed)
+
+
+def _walk(chunks: _Chunks, inverted: Tensor, carry: Tensor, decay: Decay) -> tuple[Tensor, Tensor, Tensor]:
+    """F; memories (n + 1, g, k, v); b as the next chunk reads what it adds."""
+    memories = carry.new_empty(len(chunks.v) // len(carry) + 1, *carry.shape)
+    decay.enter(carry, out=memories[0])
+    torch.bmm(chunks.writing.faded.mT, chunks.v, out=memories[1:].flatten(0, 1))
     decay.land(memories[1:])
-    return _Chunks(
-        v, decay, reading, asks, writing, adding, inverted, told, asked, step, memories,
-        scores, echoes, heard, crossed,
-    )  # fmt: skip
+    told, landing = torch.bmm(_down(chunks.heard), chunks.v), decay.landing(chunks.adding.faded)
+    return walk(memories, decay, chunks.asking, inverted, told, landing), memories, landing
 
 
 def _forward(
@@ -107,7 +95,7 @@ def _forward(
     if q.shape[1] == 1:
         return _step(q, k, v, a, b, log_decay, state, scale)
     outputs = _allocate(q, k, v, a, b, log_decay, state, None, scale)
-    y, memory, carries = outputs
+    y, memory, carries, solved = outputs
     rows, t, h, width = q.shape
     memory.zero_() if state is None else memory.copy_(state)
     for block in blocks(rows, t, h, width, v.shape[-1]):
@@ -117,10 +105,12 @@ def _forward(
             if place.index:
                 carries[place.index - 1][block] = carry.view_as(memory[block])
             chunks = _prepare(q, k, v, a, b, decay, place)
-            memories = walk(chunks.step, chunks.memories, carry, decay)
+            inverted = inverse(_down(chunks.crossed))
+            place.keep(solved, inverted)
+            answers, memories, _ = _walk(chunks, inverted, carry, decay)
             before, carry = memories[:-1].flatten(0, 1), memories[-1]
             result = torch.bmm(chunks.reading.faded, before).baddbmm_(chunks.scores, chunks.v)
-            result.baddbmm_(chunks.echoes, chunks.answers(before))
+            result.baddbmm_(chunks.echoes, answers)
             place.store(y, result, scale)
         memory[block] = carry.view_as(memory[block])
     return outputs
@@ -142,14 +132,14 @@ def _step(
         memory.baddbmm_(answer_key.mT, torch.bmm(ask, before)).add_(written)
     y = torch.bmm(query, memory).mul_(scale).view(rows, 1, h, -1)
     memory = memory.view(rows, h, width, -1)
-    return [y.to(q.dtype), memory, y.new_empty(0, *memory.shape)]
+    return [y.to(q.dtype), memory, y.new_empty(0, *memory.shape), memory.new_ones(1, rows, h, 1, 1)]
 
 
 def _backward(
     grads: list[Tensor | None], kept: list[Tensor],
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None, scale: float,
 ) -> list[Tensor | None]:  # fmt: skip
-    y, memory, carries = kept
+    y, memory, carries, solved = kept
     dy = torch.zeros_like(y) if grads[0] is None else grads[0]
     dstate = torch.zeros_like(memory) if grads[1] is None else grads[1].clone()
     gradients = [x.new_empty(x.shape) for x in (q, k, v, a, b)]
@@ -162,7 +152,7 @@ def _backward(
             carry = carries[place.index - 1] if place.index else state
             carry = torch.zeros_like(dcarry) if carry is None else carry[block].flatten(0, 1).to(memory.dtype)
             chunks = _prepare(q, k, v, a, b, decay, place)
-            *found, dcarry = _chunks_backward(chunks, place.load(dy, scale), carry, dcarry)
+            *found, dcarry = _chunks_backward(chunks, place.kept(solved), place.load(dy, scale), carry, dcarry, decay)
             factors = (decay.reader, decay.writer, 1.0, 1.0, decay.writer, 1.0)
             for x, dx, factor in zip(gradients, found, factors, strict=True):
                 place.store(x, dx, factor)
@@ -175,30 +165,27 @@ def _outer(dy: Tensor, written: Tensor) -> Tensor:
     return torch.bmm(dy, written.mT).tril_()
 
 
-def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor) -> tuple[Tensor, ...]:
+def _chunks_backward(
+    chunks: _Chunks, inverted: Tensor, dy: Tensor, carry: Tensor, dcarry: Tensor, decay: Decay
+) -> tuple[Tensor, ...]:
     """Gradients of one block: of q and k as they were loaded, of v and a, of b as it was loaded, of log_decay; and of
     the memory before it.
 
-    The memory has two readers, q with the gradient dy and a with the gradient of what U is applied to, and two
-    writers, k with v and b with F.
+    The memory has two readers, q with the gradient dy and a with that of what U is applied to, and two writers, k with
+    v and b with F.
     """
-    decay = chunks.decay
-    memories = walk(chunks.step, chunks.memories, carry, decay)
+    answers, memories, landing = _walk(chunks, inverted, carry, decay)
     before = memories[:-1].flatten(0, 1)
-    danswers = torch.bmm(chunks.echoes.mT, dy)
-    dmemories, _, dbefore = room_for_walk((len(memories) - 1, len(dcarry)), *dcarry.shape[1:], dcarry)
-    torch.bmm(chunks.reading.faded.mT, dy, out=dbefore).baddbmm_(chunks.asked.mT, danswers)
-    walk_back(chunks.step, dmemories, dcarry)
+    dmemories = torch.empty_like(memories)
+    dmemories[-1] = dcarry
+    torch.bmm(chunks.reading.faded.mT, dy, out=dmemories[:-1].flatten(0, 1))
+    dtold = walk_back(dmemories, decay, chunks.asking, inverted, torch.bmm(chunks.echoes.mT, dy), landing)
     dafter = decay.land(dmemories[1:]).flatten(0, 1)
     dcarry = dmemories[0]
     decay.enter(dcarry, out=dcarry)
 
-    danswers.baddbmm_(chunks.adding.faded, dafter)
-    dtold = torch.bmm(chunks.inverted.mT, danswers)  # of A~ S + L V
     later = _up(dtold)  # where the weights of asks are
     dv = torch.bmm(chunks.scores.mT, dy).baddbmm_(chunks.writing.faded, dafter).baddbmm_(chunks.heard.mT, later)
-    answers = chunks.answers(before)
-
     dq, dasking = torch.bmm(dy, before.mT), torch.bmm(dtold, before.mT)
     dasks = _up(dasking)
     dk, db = torch.bmm(chunks.v, dafter.mT), torch.bmm(answers, dafter.mT)
@@ -212,7 +199,7 @@ def _chunks_backward(chunks: _Chunks, dy: Tensor, carry: Tensor, dcarry: Tensor)
         pairs, memories, dmemories,
     )  # fmt: skip
     da = _down(decay.as_read(dasks))
-    da[:, 0] = decay.at_entry(dasking[:, 0])  # the first token asks before anything has faded
+    da[:, 0] = decay.at_entry(dasking[:, 0])
     return dq, dk, dv, da, db, dlog_decay, dcarry
 
 

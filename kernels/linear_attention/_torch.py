@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._autograd import differentiable
 from .._blocks import blocks, new_outputs, segments
-from .._decays import Decay, load_decays
+from .._decays import Decay, load_decays, pass_on
 from .._packed import over_sequences
 from . import EPS, SHAPES
 
@@ -67,7 +67,7 @@ def _memories(carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -> Tensor
     decay.enter(carry, out=memory[0])
     torch.bmm(writing.mT, v, out=memory[1:].flatten(0, 1))
     decay.land(memory[1:])
-    _add_in_turn(memory.unbind(), _totals(n, decay))
+    _add_in_turn(memory.unbind(), decay.totals(n))
     return memory
 
 
@@ -77,19 +77,14 @@ def _dmemories(dcarry: Tensor, reading: Tensor, dy: Tensor, decay: Decay) -> Ten
     dmemory = dcarry.new_empty(n + 1, *dcarry.shape)
     dmemory[n] = dcarry
     torch.bmm(reading.mT, dy, out=dmemory[:n].flatten(0, 1))
-    _add_in_turn(dmemory.unbind()[::-1], _totals(n, decay)[::-1])
+    _add_in_turn(dmemory.unbind()[::-1], decay.totals(n)[::-1])
     return dmemory
-
-
-def _totals(n: int, decay: Decay) -> Sequence[Tensor | None]:
-    """What is left of a memory that is taken across each chunk; None if all."""
-    return [None] * n if decay.total is None else decay.total.unbind()
 
 
 def _add_in_turn(memories: Sequence[Tensor], totals: Sequence[Tensor | None]) -> None:
     """Add to each memory what is left of the one before it in this order."""
     for before, after, total in zip(memories, memories[1:], totals, strict=False):
-        after.add_(before) if total is None else after.addcmul_(before, total)
+        pass_on(before, after, total)
 
 
 def _step(

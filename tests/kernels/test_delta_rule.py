@@ -77,7 +77,7 @@ def test_errors_that_hardly_fade_cost_a_chunk_a_digit(backend):
 def test_inverse(size):
     a = torch.randn(3, size, size, dtype=torch.float64).tril(-1) / size**0.5
     unit = torch.eye(size, dtype=torch.float64)
-    assert_close(inverse(a) @ (unit + a), unit.expand_as(a), rtol=1e-9, atol=1e-9)
+    assert_close(inverse(a) @ (unit - a), unit.expand_as(a), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("decay", ["head", "channel"])
