@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from collections import defaultdict
 from pathlib import Path
 
 from subquad.benchmarks import records
@@ -101,7 +102,7 @@ def test_the_table_of_recurrent_ops_says_what_its_newest_records_say():
             for threads in (2, 1)
             for levers in (False, True)
         }
-        assert [len(of_one) for of_one in settings.values()] == [4, 4, 1, 1]
+        assert [len(of_one) for of_one in settings.values()] == [5, 5, 1, 1]
         ratios = [" to ".join(dict.fromkeys(ends(of_one))) for of_one in settings.values()]
         milliseconds = " / ".join(
             f"{statistics.median(r['points']['ours'] for r in settings[threads, False]):.0f}" for threads in (2, 1)
@@ -111,6 +112,20 @@ def test_the_table_of_recurrent_ops_says_what_its_newest_records_say():
     expected.append(f"| delta_rule/vector | | | | | | | {chunks['delta_rule/vector']} | 3 |")
     section = README.partition("| op | ours, ms, 2 threads / 1 |")[2].partition("\n\n")[0]
     assert section.splitlines()[2:] == expected
+
+
+def test_what_the_xeon_gave_is_what_its_records_say():
+    """The last commit that was measured there."""
+    lines = (ROOT / "benchmarks/results/op_throughput_recurrent.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    found = [r for r in found if "Xeon" in r["environment"]["machine"]["cpu"] and r["peer"] == "sdpa"]
+    of_one = defaultdict(list)
+    for r in found:
+        if r["environment"]["commit"] == found[-1]["environment"]["commit"]:
+            of_one[r["op"], r["environment"]["machine"]["threads"]].append(r)
+    decayed = ("linear_attention/scalar", "linear_attention/vector")
+    ranges = [" to ".join(ends(of_one[op, threads])) for threads in (2, 1) for op in decayed]
+    assert "gave {} and {} on two threads, {} and {} on one".format(*ranges) in README.replace("\n", " ")
 
 
 def ends(runs: list[dict]) -> list[str]:
