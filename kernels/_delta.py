@@ -68,7 +68,7 @@ def walk_back(
     """
     dvalues = torch.empty_like(dwritten)
     n = len(dmemories) - 1
-    steps = list(zip(decay.totals(n), *_by_chunk(n, asking, inverted, dwritten, writing, dvalues), strict=True))
+    steps = zip(decay.totals(n), *_by_chunk(n, asking, inverted, dwritten, writing, dvalues), strict=True)
     for i, (total, asks, solving, dfound, keys, dknown) in reversed(list(enumerate(steps))):
         torch.bmm(solving.mT, dfound.baddbmm_(keys, dmemories[i + 1]), out=dknown)
         pass_on(dmemories[i + 1], dmemories[i], total).baddbmm_(asks.mT, dknown)

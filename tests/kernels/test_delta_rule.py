@@ -73,7 +73,7 @@ def test_errors_that_hardly_fade_cost_a_chunk_a_digit(backend):
         assert (found - expected).abs().max() <= 5e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 64])
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32, 64])
 def test_inverse(size):
     a = torch.randn(3, size, size, dtype=torch.float64).tril(-1) / size**0.5
     unit = torch.eye(size, dtype=torch.float64)
