@@ -150,6 +150,15 @@ def pass_on(before: Tensor, after: Tensor, total: Tensor | None) -> Tensor:
     return after.add_(before) if total is None else after.addcmul_(before, total)
 
 
+def gradients_of_memories(dlast: Tensor, reading: Tensor, dy: Tensor) -> Tensor:
+    """(n + 1, g, k, v): that of the last memory, (g, k, v), and of those before it what each chunk's readers give."""
+    n = len(dy) // len(dlast)
+    dmemories = dlast.new_empty(n + 1, *dlast.shape)
+    dmemories[n] = dlast
+    torch.bmm(reading.mT, dy, out=dmemories[:n].flatten(0, 1))
+    return dmemories
+
+
 def _products(operands: Operands) -> Tensor:
     """Sum of each faded operand times its gradient; uses up what is faded."""
     (first, dfirst), *others = operands

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._autograd import differentiable
 from .._blocks import Place, blocks, new_outputs, new_weights, segments
-from .._decays import Decay, Faded, load_decays
+from .._decays import Decay, Faded, gradients_of_memories, load_decays
 from .._delta import inverse, walk, walk_back
 from .._packed import over_sequences
 from . import SHAPES
@@ -176,9 +176,7 @@ def _chunks_backward(
     """
     answers, memories, landing = _walk(chunks, inverted, carry, decay)
     before = memories[:-1].flatten(0, 1)
-    dmemories = torch.empty_like(memories)
-    dmemories[-1] = dcarry
-    torch.bmm(chunks.reading.faded.mT, dy, out=dmemories[:-1].flatten(0, 1))
+    dmemories = gradients_of_memories(dcarry, chunks.reading.faded, dy)
     dtold = walk_back(dmemories, decay, chunks.asking, inverted, torch.bmm(chunks.echoes.mT, dy), landing)
     dafter = decay.land(dmemories[1:]).flatten(0, 1)
     dcarry = dmemories[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._autograd import differentiable
 from .._blocks import blocks, new_outputs, segments
-from .._decays import Decay, load_decays, pass_on
+from .._decays import Decay, gradients_of_memories, load_decays, pass_on
 from .._packed import over_sequences
 from . import EPS, SHAPES
 
@@ -69,16 +69,6 @@ def _memories(carry: Tensor, writing: Tensor, v: Tensor, decay: Decay) -> Tensor
     decay.land(memory[1:])
     _add_in_turn(memory.unbind(), decay.totals(n))
     return memory
-
-
-def _dmemories(dcarry: Tensor, reading: Tensor, dy: Tensor, decay: Decay) -> Tensor:
-    """(n + 1, g, k, m): gradients of the memories, the last one given."""
-    n = len(dy) // len(dcarry)
-    dmemory = dcarry.new_empty(n + 1, *dcarry.shape)
-    dmemory[n] = dcarry
-    torch.bmm(reading.mT, dy, out=dmemory[:n].flatten(0, 1))
-    _add_in_turn(dmemory.unbind()[::-1], decay.totals(n)[::-1])
-    return dmemory
 
 
 def _add_in_turn(memories: Sequence[Tensor], totals: Sequence[Tensor | None]) -> None:
@@ -160,7 +150,8 @@ def _read_and_write_backward(
     """Gradients of one block: of q, k, v as they were loaded and log_decay, (N, c, width), and of the memory before."""
     reading, writing = decay.reading(q), decay.writing(k)
     memories = _memories(carry, writing.faded, v, decay)
-    dmemories = _dmemories(dcarry, reading.faded, dy, decay)
+    dmemories = gradients_of_memories(dcarry, reading.faded, dy)
+    _add_in_turn(dmemories.unbind()[::-1], decay.totals(len(memories) - 1)[::-1])
     before, dafter = memories[:-1].flatten(0, 1), decay.land(dmemories[1:]).flatten(0, 1)
     weights, dweights = decay.weights(reading, writing), torch.bmm(dy, v.mT).tril_()
     dv = torch.bmm(writing.faded, dafter).baddbmm_(weights.mT, dy)
