@@ -48,19 +48,6 @@ def test_extreme_decays_stay_within_the_budget(backend, dtype, gates):
     assert_all_within_budget("linear_recurrence", backend, make(dict(b=1, t=90, d=5, gates=gates), dtype))
 
 
-def test_a_very_long_sequence_equals_its_pieces():
-    inputs = make(dict(b=1, t=65536, d=4, gates=(0.0, -1e-4, -1e-4, -1.0, -100.0)), torch.float32)
-    y, state = linear_recurrence(**inputs, backend="torch")
-    carried, pieces = inputs["state"], []
-    for start in range(0, 65536, 9001):
-        part = {name: inputs[name][:, start : start + 9001] for name in ("x", "log_decay")}
-        piece, carried = linear_recurrence(**part, state=carried, backend="torch")
-        pieces.append(piece)
-    assert torch.isfinite(y).all()
-    assert_close(y, torch.cat(pieces, dim=1), rtol=0, atol=1e-5 * y.abs().max().item())
-    assert_close(state, carried, rtol=0, atol=1e-5 * y.abs().max().item())
-
-
 def test_segments_of_the_cache_change_nothing(monkeypatch):
     monkeypatch.setattr(_torch, "SEGMENT_ELEMENTS", 300)
     inputs = make(dict(b=2, t=101, d=7), torch.float32)

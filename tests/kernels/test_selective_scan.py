@@ -52,19 +52,6 @@ def test_extreme_steps_stay_within_the_budget(backend, dtype, steps):
     assert_all_within_budget("selective_scan", backend, make(dict(b=1, t=70, d=5, m=3, steps=steps), dtype))
 
 
-def test_a_very_long_sequence_equals_its_pieces():
-    inputs = make(dict(b=1, t=65536, d=2, m=2, steps=(0.0, 1e-4, 1e-4, 1.0, 100.0)), torch.float32)
-    y, state = selective_scan(**inputs, backend="torch")
-    carried, pieces = inputs["state"], []
-    for start in range(0, 65536, 9001):
-        part = {name: inputs[name][:, start : start + 9001] for name in ("x", "dt", "B", "C")}
-        piece, carried = selective_scan(**part, A=inputs["A"], D=inputs["D"], state=carried, backend="torch")
-        pieces.append(piece)
-    assert torch.isfinite(y).all()
-    assert_close(y, torch.cat(pieces, dim=1), rtol=0, atol=1e-5 * y.abs().max().item())
-    assert_close(state, carried, rtol=0, atol=1e-5 * state.abs().max().item())
-
-
 def test_runs_of_any_length_change_nothing(monkeypatch):
     monkeypatch.setattr(_torch, "RUN_ELEMENTS", 300)
     inputs = make(dict(b=2, t=101, d=7, m=3), torch.float32)
