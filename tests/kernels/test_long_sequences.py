@@ -44,7 +44,10 @@ def test_the_whole_equals_its_pieces(op, dims):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16, "autocast"], ids=str)
 @pytest.mark.parametrize("op, dims", cases(RARE))
 def test_results_and_gradients_keep_their_digits(op, dims, precision):
-    """Against the same inputs in float64: what is computed in float32 loses 5e-5 at most, what is stored a rounding."""
+    """Against the same code in float64: what is computed in float32 loses 5e-5 at most, what is stored a rounding.
+
+    That the code is right at all is asked of shorter sequences, against the reference.
+    """
     autocast = precision == "autocast"
     dtype = torch.bfloat16 if autocast else precision
     low = make_inputs(op, dims, dtype)
